@@ -1,0 +1,238 @@
+// Letters: theta parameters, g gradient, G Gauss-Newton matrix, lambda damping, q(d) = g'd + d'(G + lambda I)d / 2 the model of
+// L(theta + d) - L(theta), d_1 .. d_N the kept CG iterates, L the held-out loss.
+
+#include "core/hessian_free.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "core/cg_backtracking.h"
+#include "core/conjugate_gradient.h"
+#include "core/counting_objective.h"
+#include "core/damping.h"
+#include "core/line_search.h"
+#include "core/sample_schedule.h"
+#include "core/status_macros.h"
+
+namespace hfopt {
+namespace {
+
+// What is asked with the gradient because some rule needs it.
+GradientExtras ExtrasFor(const OptimizerOptions& options) {
+  const bool needs_noise =
+      options.samples.growth == SampleGrowth::kVariance || options.conjugate_gradient.noise_factor > 0;
+  return {.sub_batches = needs_noise ? options.samples.sub_batches : 0,
+          .second_moment = options.preconditioner.squared_gradients};
+}
+
+// D = (second moment + lambda)^exponent (Martens 2010, sec. 4.7); empty without a second moment.
+template <typename Scalar>
+Vector<Scalar> Diagonal(const Vector<Scalar>& second_moment, double damping, const PreconditionerOptions& options) {
+  return (second_moment.array() + static_cast<Scalar>(damping)).pow(static_cast<Scalar>(options.diagonal_exponent));
+}
+
+template <typename Scalar>
+absl::Status CheckAnswer(const GradientAnswer<Scalar>& answer, int64_t n, const GradientExtras& extras) {
+  if (answer.gradient.size() != n) {
+    return absl::InternalError(
+        absl::StrCat("the gradient has ", answer.gradient.size(), " elements, theta has ", n));
+  }
+  if (extras.second_moment && answer.second_moment.size() != n) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the second moment of the gradient has ", answer.second_moment.size(), " elements, theta has ", n,
+                     "; the model has to supply it, or preconditioner.squared_gradients be switched off"));
+  }
+  if (!std::isfinite(answer.loss)) {
+    return absl::FailedPreconditionError(absl::StrCat("the training loss at theta is ", answer.loss,
+                                                      "; start from parameters at which the model is finite"));
+  }
+  for (const Vector<Scalar>* v : {&answer.gradient, &answer.second_moment}) {
+    if (const int64_t i = FirstNonFinite(*v); i >= 0) {
+      return absl::InternalError(absl::StrCat(v == &answer.gradient ? "gradient" : "second moment", " is ", (*v)[i],
+                                              " at index ", i, " of ", v->size()));
+    }
+  }
+  return absl::OkStatus();
+}
+
+// -q(d_N), with or without its damping term. Never a product.
+template <typename Scalar>
+double Predicted(const CgIterate<Scalar>& last, double damping, PredictedReduction predicted) {
+  if (predicted == PredictedReduction::kDamped) return -last.model_value;
+  return -(last.model_value - damping * Dot(last.x, last.x) / 2);
+}
+
+template <typename Scalar>
+absl::StatusOr<double> Actual(Objective<Scalar>& objective, const OptimizerState<Scalar>& state,
+                              const CgIterate<Scalar>& last, const BacktrackingResult& backtracking,
+                              double training_loss, const Sample& gradient_sample, ActualReduction actual) {
+  switch (actual) {
+    case ActualReduction::kHeldOutAtLast:
+      return backtracking.start.loss - backtracking.last_loss;
+    case ActualReduction::kHeldOutAtChosen:
+      return backtracking.start.loss - backtracking.chosen.loss;
+    case ActualReduction::kGradientSampleAtLast: {
+      const Trial<Scalar> trial{&last.x};
+      HFOPT_ASSIGN_OR_RETURN(std::vector<LossAnswer> answers,
+                             (objective.Losses(state.theta, {&trial, 1}, gradient_sample)));
+      return training_loss - answers[0].loss;
+    }
+  }
+  return absl::InternalError("unknown ActualReduction");
+}
+
+}  // namespace
+
+template <typename Scalar>
+OptimizerState<Scalar> InitialState(Vector<Scalar> theta, const DataLayout& layout, const OptimizerOptions& options) {
+  OptimizerState<Scalar> state;
+  state.theta = std::move(theta);
+  state.damping = options.damping.initial;
+  state.next_gradient_size = FirstGradientSize(layout, options.samples);
+  return state;
+}
+
+template <typename Scalar>
+absl::StatusOr<Iteration<Scalar>> Iterate(const OptimizerState<Scalar>& state, Objective<Scalar>& uncounted,
+                                          const OptimizerOptions& options) {
+  Cost cost = state.cost;
+  CountingObjective<Scalar> objective(uncounted, cost);
+  const DataLayout& layout = objective.layout();
+  const Vector<Scalar>& theta = state.theta;
+  const double lambda = state.damping;
+
+  // The data of this iteration.
+  const Sample gradient_sample =
+      DrawSample(layout, DataSet::kTraining, state.next_gradient_size, state.gradient_cursor);
+  const int64_t curvature_size = CurvatureSize(layout, options.samples, state.next_gradient_size);
+  const Sample curvature_sample = DrawSample(layout, DataSet::kTraining, curvature_size, state.curvature_cursor);
+  const Sample held_out =
+      DrawSample(layout, DataSet::kHeldOut, HeldOutSize(layout, options.samples, state.next_gradient_size), 0);
+
+  // g <- gradient of the training loss at theta.
+  const GradientExtras extras = ExtrasFor(options);
+  HFOPT_ASSIGN_OR_RETURN(const GradientAnswer<Scalar> gradient, objective.Gradient(theta, gradient_sample, extras));
+  HFOPT_RETURN_IF_ERROR(CheckAnswer(gradient, theta.size(), extras));
+  const Vector<Scalar>& g = gradient.gradient;
+
+  // {d_1 .. d_N} <- CG-Minimize(q, beta d_N of the iteration before). The curvature sample is fixed within the solve.
+  const Vector<Scalar> d0 = state.warm_start * static_cast<Scalar>(options.conjugate_gradient.warm_start_decay);
+  const Vector<Scalar> diagonal = Diagonal(gradient.second_moment, lambda, options.preconditioner);
+  HFOPT_ASSIGN_OR_RETURN(auto G, objective.GaussNewtonAt(theta, curvature_sample));
+  HFOPT_ASSIGN_OR_RETURN(CgResult<Scalar> cg,
+                         (MinimizeQuadratic<Scalar>({.G = *G,
+                                                     .damping = lambda,
+                                                     .gradient = g,
+                                                     .start = d0,
+                                                     .gradient_noise = gradient.noise,
+                                                     .diagonal = diagonal,
+                                                     .pairs = state.pairs},
+                                                    options.conjugate_gradient, options.preconditioner)));
+  G.reset();  // the activations at theta are not needed any more
+
+  // Backtrack from d_N towards d_1 while the held-out loss improves. L(theta) is known unless the held-out sample has changed.
+  const bool start_is_known = state.held_out_examples == held_out.size();
+  const LossAnswer known_start{.loss = state.held_out_loss};
+  HFOPT_ASSIGN_OR_RETURN(BacktrackingResult backtracking,
+                         BacktrackOverIterates(objective, theta, cg.kept, held_out,
+                                               start_is_known ? &known_start : nullptr));
+  const double start_loss = backtracking.start.loss;
+  if (!std::isfinite(start_loss)) {
+    return absl::FailedPreconditionError(absl::StrCat("the held-out loss at theta is ", start_loss,
+                                                      "; start from parameters at which the model is finite"));
+  }
+
+  // rho <- actual reduction / reduction predicted by q at d_N.
+  HFOPT_ASSIGN_OR_RETURN(const double actual,
+                         Actual<Scalar>(objective, state, cg.last(), backtracking, gradient.loss, gradient_sample,
+                                        options.damping.actual_reduction));
+  const double rho = ReductionRatio(actual, Predicted(cg.last(), lambda, options.damping.predicted_reduction));
+
+  // alpha <- Armijo backtracking along d_i. A direction that does not improve at all is rejected, or shortened first if asked for.
+  const Vector<Scalar>& d = cg.kept[backtracking.index].x;
+  LineSearchProblem line{.start_loss = start_loss,
+                         .slope = options.line_search.sufficient_decrease * std::min(Dot(g, d), 0.0),
+                         .shrink = options.line_search.shrink,
+                         .max_tries = options.line_search.max_tries,
+                         .batch = options.line_search.batch};
+  const bool improves = std::isfinite(backtracking.chosen.loss) && backtracking.chosen.loss < start_loss;
+  if (!improves) {
+    line.shrink = 0.5;
+    line.max_tries = options.line_search.rescue_tries;
+  }
+  LineSearchResult step{.step = 1, .answer = backtracking.chosen};
+  if (!improves || !IsSufficientDecrease(line, 1, backtracking.chosen.loss)) {
+    HFOPT_ASSIGN_OR_RETURN(step, BacktrackAlongLine(objective, theta, d, held_out, line));
+  }
+  const bool accepted = step.step > 0;
+
+  // theta <- theta + alpha d_i; or d_0 <- 0 and theta as it is.
+  Iteration<Scalar> next;
+  OptimizerState<Scalar>& s = next.state;
+  s.iteration = state.iteration + 1;
+  s.theta = theta;
+  if (accepted) {
+    Axpy(step.step, d, s.theta);
+    if (options.conjugate_gradient.warm_start_decay > 0) s.warm_start = cg.last().x;
+  }
+  s.pairs = std::move(cg.pairs);
+  s.damping = NextDamping(lambda, rho, accepted, options.damping);
+  s.held_out_loss = accepted ? step.answer.loss : start_loss;
+  s.held_out_examples = held_out.size();
+  s.gradient_norm = Norm(g);
+  s.gradient_examples = gradient_sample.size();
+  s.next_gradient_size = NextGradientSize(layout, options.samples, s.iteration, state.next_gradient_size,
+                                          s.gradient_norm, gradient.noise);
+  s.gradient_cursor = state.gradient_cursor + state.next_gradient_size;
+  s.curvature_cursor = state.curvature_cursor + curvature_size;
+  s.consecutive_rejections = accepted ? 0 : state.consecutive_rejections + 1;
+  const bool stalled = !(start_loss - s.held_out_loss >= options.stop.min_improvement * std::abs(start_loss));
+  s.stalled_iterations = stalled ? state.stalled_iterations + 1 : 0;
+
+  // A target reached on a part of the held-out data is checked on all of it.
+  LossAnswer at_new_theta = accepted ? step.answer : backtracking.start;
+  if (s.held_out_loss <= options.stop.target_loss && held_out.size() < layout.held_out_examples) {
+    const Trial<Scalar> trial{};
+    const Sample all = DrawSample(layout, DataSet::kHeldOut, layout.held_out_examples, 0);
+    HFOPT_ASSIGN_OR_RETURN(std::vector<LossAnswer> answers, (objective.Losses(s.theta, {&trial, 1}, all)));
+    at_new_theta = answers[0];
+    s.held_out_loss = at_new_theta.loss;
+    s.held_out_examples = all.size();
+  }
+  s.cost = cost;
+
+  next.report = {.iteration = s.iteration,
+                 .accepted = accepted,
+                 .training_loss = gradient.loss,
+                 .held_out_loss = s.held_out_loss,
+                 .metrics = at_new_theta.metrics,
+                 .gradient_norm = s.gradient_norm,
+                 .gradient_noise = gradient.noise,
+                 .damping = lambda,
+                 .next_damping = s.damping,
+                 .reduction_ratio = rho,
+                 .cg_iterations = cg.iterations,
+                 .cg_stop = cg.stop,
+                 .chosen_iterate = accepted ? cg.kept[backtracking.index].iteration : 0,
+                 .step_length = step.step,
+                 .losses_evaluated = static_cast<int>(cost.losses - state.cost.losses),
+                 .gradient_examples = gradient_sample.size(),
+                 .curvature_examples = curvature_sample.size(),
+                 .held_out_examples = s.held_out_examples,
+                 .pairs_kept = cg.pairs_used,
+                 .pairs_skipped = cg.pairs_skipped,
+                 .cost = cost};
+  return next;
+}
+
+#define HFOPT_INSTANTIATE(Scalar)                                                                              \
+  template OptimizerState<Scalar> InitialState<Scalar>(Vector<Scalar>, const DataLayout&, const OptimizerOptions&); \
+  template absl::StatusOr<Iteration<Scalar>> Iterate<Scalar>(const OptimizerState<Scalar>&, Objective<Scalar>&,     \
+                                                             const OptimizerOptions&);
+HFOPT_INSTANTIATE(float)
+HFOPT_INSTANTIATE(double)
+#undef HFOPT_INSTANTIATE
+
+}  // namespace hfopt

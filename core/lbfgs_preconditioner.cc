@@ -1,0 +1,66 @@
+#include "core/lbfgs_preconditioner.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace hfopt {
+
+template <typename Scalar>
+LbfgsPreconditioner<Scalar>::LbfgsPreconditioner(double damping, double min_curvature, const Vector<Scalar>& diagonal)
+    : damping_(damping), min_curvature_(min_curvature), inverse_diagonal_(diagonal.cwiseInverse()) {}
+
+template <typename Scalar>
+std::unique_ptr<typename LbfgsPreconditioner<Scalar>::Term> LbfgsPreconditioner<Scalar>::MakeTerm(
+    std::shared_ptr<const CurvaturePair<Scalar>> pair) const {
+  auto term = std::make_unique<Term>();
+  const Vector<Scalar>& s = pair->p;
+  term->y = pair->Gp;
+  Axpy(damping_, s, term->y);
+  const double sy = Dot(s, term->y);
+  if (!(sy > min_curvature_ * Norm(s) * Norm(term->y))) return nullptr;  // NaN is no curvature either
+  double yHy = Dot(term->y, term->y);
+  if (inverse_diagonal_.size() > 0) {
+    const Vector<Scalar> Hy = inverse_diagonal_.cwiseProduct(term->y);
+    yHy = Dot(term->y, Hy);
+  }
+  term->inverse_sy = 1 / sy;
+  term->gamma = sy / yHy;
+  term->pair = std::move(pair);
+  return term;
+}
+
+template <typename Scalar>
+void LbfgsPreconditioner<Scalar>::SetPairs(const PairList<Scalar>& pairs) {
+  std::vector<std::unique_ptr<Term>> previous = std::exchange(terms_, {});
+  num_skipped_ = 0;
+  for (const auto& pair : pairs) {
+    const auto known = std::find_if(previous.begin(), previous.end(),
+                                    [&](const auto& term) { return term != nullptr && term->pair == pair; });
+    std::unique_ptr<Term> term = known != previous.end() ? std::move(*known) : MakeTerm(pair);
+    if (term == nullptr) {
+      ++num_skipped_;
+    } else {
+      terms_.push_back(std::move(term));
+    }
+  }
+}
+
+template <typename Scalar>
+void LbfgsPreconditioner<Scalar>::Apply(const Vector<Scalar>& r, Vector<Scalar>& z) {
+  z = r;
+  for (auto term = terms_.rbegin(); term != terms_.rend(); ++term) {
+    Term& t = **term;
+    t.projection = t.inverse_sy * Dot(t.pair->p, z);
+    Axpy(-t.projection, t.y, z);
+  }
+  if (inverse_diagonal_.size() > 0) z = z.cwiseProduct(inverse_diagonal_);
+  if (!terms_.empty()) z *= static_cast<Scalar>(terms_.back()->gamma);
+  for (const auto& t : terms_) {
+    Axpy(t->projection - t->inverse_sy * Dot(t->y, z), t->pair->p, z);
+  }
+}
+
+template class LbfgsPreconditioner<float>;
+template class LbfgsPreconditioner<double>;
+
+}  // namespace hfopt

@@ -1,0 +1,111 @@
+#include "core/optimizer_options.h"
+
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "core/status_macros.h"
+
+namespace hfopt {
+namespace {
+
+// lo <= value <= hi, NaN excluded.
+absl::Status InRange(absl::string_view field, double value, double lo, double hi) {
+  if (value >= lo && value <= hi) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("optimizer.", field, " is ", value, "; allowed: ", lo, " to ", hi));
+}
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr double kMaxCount = 1e15;  // exactly representable, and far above anything real
+
+}  // namespace
+
+OptimizerOptions OptimizerOptions::Published() {
+  OptimizerOptions options;
+  options.samples.curvature_fraction = 0.01;  // Kingsbury 2012: about 1 %
+  return options;
+}
+
+OptimizerOptions OptimizerOptions::Accelerated() {
+  OptimizerOptions options;
+  options.conjugate_gradient.max_iterations = 15;
+  options.damping.rule = DampingRule::kContinuous;
+  options.damping.actual_reduction = ActualReduction::kHeldOutAtLast;
+  options.samples = {.initial_gradient_examples = 3000,
+                     .growth_factor = 1.2,
+                     .curvature_fraction = 0.02,
+                     .min_curvature_examples = 1000,
+                     .held_out_fraction = 0.06,
+                     .min_held_out_examples = 500};
+  return options;
+}
+
+OptimizerOptions OptimizerOptions::Deterministic() {
+  OptimizerOptions options;
+  options.conjugate_gradient.max_iterations = 200;
+  options.conjugate_gradient.progress_tolerance = 0;
+  options.conjugate_gradient.residual_tolerance = 0.1;
+  options.preconditioner.lbfgs = LbfgsMode::kFrozen;
+  options.preconditioner.memory = 32;
+  options.damping.rule = DampingRule::kContinuous;
+  options.damping.actual_reduction = ActualReduction::kHeldOutAtLast;
+  options.damping.initial = 1e-2;
+  options.samples.curvature_fraction = 1;
+  options.line_search.rescue_tries = 6;
+  return options;
+}
+
+absl::Status OptimizerOptions::Validate() const {
+  const auto& cg = conjugate_gradient;
+  HFOPT_RETURN_IF_ERROR(InRange("conjugate_gradient.max_iterations", cg.max_iterations, 1, 1e6));
+  HFOPT_RETURN_IF_ERROR(InRange("conjugate_gradient.progress_tolerance", cg.progress_tolerance, 0, 1));
+  HFOPT_RETURN_IF_ERROR(InRange("conjugate_gradient.residual_tolerance", cg.residual_tolerance, 0, 1));
+  HFOPT_RETURN_IF_ERROR(InRange("conjugate_gradient.noise_factor", cg.noise_factor, 0, 1e6));
+  HFOPT_RETURN_IF_ERROR(InRange("conjugate_gradient.warm_start_decay", cg.warm_start_decay, 0, 1));
+  HFOPT_RETURN_IF_ERROR(InRange("conjugate_gradient.kept_iterate_ratio", cg.kept_iterate_ratio, 1.05, 100));
+  HFOPT_RETURN_IF_ERROR(InRange("conjugate_gradient.orthogonalization_depth", cg.orthogonalization_depth, 1, 1000));
+
+  const auto& p = preconditioner;
+  HFOPT_RETURN_IF_ERROR(InRange("preconditioner.memory", p.memory, 2, 1000));
+  if (p.memory % 2 != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("optimizer.preconditioner.memory is ", p.memory, "; it must be even (Morales & Nocedal spacing)"));
+  }
+  HFOPT_RETURN_IF_ERROR(InRange("preconditioner.diagonal_exponent", p.diagonal_exponent, 0, 1));
+  HFOPT_RETURN_IF_ERROR(InRange("preconditioner.min_pair_curvature", p.min_pair_curvature, 0, 1));
+
+  HFOPT_RETURN_IF_ERROR(InRange("damping.min", damping.min, 0, 1e30));
+  HFOPT_RETURN_IF_ERROR(InRange("damping.max", damping.max, damping.min, 1e30));
+  HFOPT_RETURN_IF_ERROR(InRange("damping.initial", damping.initial, damping.min, damping.max));
+  HFOPT_RETURN_IF_ERROR(InRange("damping.target_ratio", damping.target_ratio, 0.01, 1));
+  if (p.squared_gradients && damping.min == 0) {
+    return absl::InvalidArgumentError(
+        "optimizer.damping.min is 0; the squared-gradient diagonal needs a positive lambda to be invertible");
+  }
+
+  HFOPT_RETURN_IF_ERROR(InRange("samples.initial_gradient_examples", static_cast<double>(samples.initial_gradient_examples), 0, kMaxCount));
+  HFOPT_RETURN_IF_ERROR(InRange("samples.growth_factor", samples.growth_factor, 1, 1e6));
+  HFOPT_RETURN_IF_ERROR(InRange("samples.variance_tolerance", samples.variance_tolerance, 1e-6, 1e6));
+  HFOPT_RETURN_IF_ERROR(InRange("samples.curvature_fraction", samples.curvature_fraction, 0, 1));
+  HFOPT_RETURN_IF_ERROR(InRange("samples.min_curvature_examples", static_cast<double>(samples.min_curvature_examples), 1, kMaxCount));
+  HFOPT_RETURN_IF_ERROR(InRange("samples.held_out_fraction", samples.held_out_fraction, 0, 1e6));
+  HFOPT_RETURN_IF_ERROR(InRange("samples.min_held_out_examples", static_cast<double>(samples.min_held_out_examples), 1, kMaxCount));
+  HFOPT_RETURN_IF_ERROR(InRange("samples.sub_batches", samples.sub_batches, 2, 10000));
+
+  HFOPT_RETURN_IF_ERROR(InRange("line_search.sufficient_decrease", line_search.sufficient_decrease, 0, 1));
+  HFOPT_RETURN_IF_ERROR(InRange("line_search.shrink", line_search.shrink, 0.01, 0.99));
+  HFOPT_RETURN_IF_ERROR(InRange("line_search.max_tries", line_search.max_tries, 1, 1000));
+  HFOPT_RETURN_IF_ERROR(InRange("line_search.batch", line_search.batch, 1, 1000));
+  HFOPT_RETURN_IF_ERROR(InRange("line_search.rescue_tries", line_search.rescue_tries, 0, 1000));
+
+  HFOPT_RETURN_IF_ERROR(InRange("stop.max_iterations", static_cast<double>(stop.max_iterations), 0, kMaxCount));
+  HFOPT_RETURN_IF_ERROR(InRange("stop.max_products", static_cast<double>(stop.max_products), 0, kMaxCount));
+  HFOPT_RETURN_IF_ERROR(InRange("stop.max_example_passes", stop.max_example_passes, 0, kMaxCount));
+  HFOPT_RETURN_IF_ERROR(InRange("stop.target_loss", stop.target_loss, -kInfinity, kInfinity));
+  HFOPT_RETURN_IF_ERROR(InRange("stop.patience", stop.patience, 0, 1e9));
+  HFOPT_RETURN_IF_ERROR(InRange("stop.min_improvement", stop.min_improvement, 0, 1));
+  HFOPT_RETURN_IF_ERROR(InRange("stop.max_rejections", stop.max_rejections, 1, 1e9));
+  return InRange("stop.gradient_tolerance", stop.gradient_tolerance, 0, kInfinity);
+}
+
+}  // namespace hfopt

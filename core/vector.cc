@@ -1,0 +1,97 @@
+#include "core/vector.h"
+
+#include <array>
+#include <cmath>
+
+namespace hfopt {
+namespace {
+
+// Independent partial sums, so that the compiler may vectorise a sum without reordering it: its value does not depend on the
+// instruction set.
+constexpr int kLanes = 16;
+
+// Calls term(i, lane) for i = 0 .. n-1 and returns, for each of K sums, the total in a fixed order.
+template <int K, typename Term>
+std::array<double, K> LaneSums(int64_t n, Term&& term) {
+  double lanes[K][kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) term(i + lane, lane, lanes);
+  }
+  for (int lane = 0; i < n; ++i, ++lane) term(i, lane, lanes);
+  std::array<double, K> sums{};
+  for (int k = 0; k < K; ++k) {
+    for (int lane = 0; lane < kLanes; ++lane) sums[k] += lanes[k][lane];
+  }
+  return sums;
+}
+
+}  // namespace
+
+template <typename Scalar>
+double Dot(const Vector<Scalar>& a, const Vector<Scalar>& b) {
+  const Scalar* const pa = a.data();
+  const Scalar* const pb = b.data();
+  return LaneSums<1>(a.size(), [=](int64_t i, int lane, double (*sums)[kLanes]) {
+    sums[0][lane] += static_cast<double>(pa[i]) * static_cast<double>(pb[i]);
+  })[0];
+}
+
+template <typename Scalar>
+double Norm(const Vector<Scalar>& a) {
+  return std::sqrt(Dot(a, a));
+}
+
+template <typename Scalar>
+void Axpy(double a, const Vector<Scalar>& x, Vector<Scalar>& y) {
+  y.noalias() += static_cast<Scalar>(a) * x;
+}
+
+template <typename Scalar>
+void Xpay(const Vector<Scalar>& x, double a, Vector<Scalar>& y) {
+  y = x + static_cast<Scalar>(a) * y;
+}
+
+template <typename Scalar>
+int64_t FirstNonFinite(const Vector<Scalar>& a) {
+  // A sum of products with zero is NaN exactly when some element is not finite: one vectorised pass for the usual answer.
+  if (a.size() == 0 || std::isfinite((a.array() * Scalar{0}).sum())) return -1;
+  for (int64_t i = 0; i < a.size(); ++i) {
+    if (!std::isfinite(a[i])) return i;
+  }
+  return -1;
+}
+
+template <typename Scalar>
+CgStepSums CgStep(double a, double damping, const Vector<Scalar>& p, const Vector<Scalar>& Gp, const Vector<Scalar>& g,
+                  Vector<Scalar>& x, Vector<Scalar>& r) {
+  const Scalar step = static_cast<Scalar>(a);
+  const Scalar lambda = static_cast<Scalar>(damping);
+  const Scalar* const pp = p.data();
+  const Scalar* const pGp = Gp.data();
+  const Scalar* const pg = g.data();
+  Scalar* const px = x.data();
+  Scalar* const pr = r.data();
+  const auto [rr, xr] = LaneSums<2>(p.size(), [=](int64_t i, int lane, double (*sums)[kLanes]) {
+    px[i] += step * pp[i];
+    pr[i] -= step * (pGp[i] + lambda * pp[i]);
+    const double ri = pr[i];
+    sums[0][lane] += ri * ri;
+    sums[1][lane] += static_cast<double>(px[i]) * (ri - static_cast<double>(pg[i]));
+  });
+  return {rr, xr};
+}
+
+#define HFOPT_INSTANTIATE(Scalar)                                                                                    \
+  template double Dot<Scalar>(const Vector<Scalar>&, const Vector<Scalar>&);                                         \
+  template double Norm<Scalar>(const Vector<Scalar>&);                                                               \
+  template void Axpy<Scalar>(double, const Vector<Scalar>&, Vector<Scalar>&);                                        \
+  template void Xpay<Scalar>(const Vector<Scalar>&, double, Vector<Scalar>&);                                        \
+  template int64_t FirstNonFinite<Scalar>(const Vector<Scalar>&);                                                    \
+  template CgStepSums CgStep<Scalar>(double, double, const Vector<Scalar>&, const Vector<Scalar>&,                   \
+                                     const Vector<Scalar>&, Vector<Scalar>&, Vector<Scalar>&);
+HFOPT_INSTANTIATE(float)
+HFOPT_INSTANTIATE(double)
+#undef HFOPT_INSTANTIATE
+
+}  // namespace hfopt

@@ -1,0 +1,33 @@
+#ifndef HFOPT_SERVER_EVALUATION_NAMED_VECTOR_H_
+#define HFOPT_SERVER_EVALUATION_NAMED_VECTOR_H_
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <variant>
+
+#include "core/vector.h"
+#include "proto/wire/vector_codec.h"
+
+namespace hfopt::server {
+
+// A vector of a run whose element type is known only at run time: sessions and pools move vectors, they do not compute.
+using AnyVector = std::variant<Vector<float>, Vector<double>>;
+
+inline int64_t Size(const AnyVector& vector) {
+  return std::visit([](const auto& v) -> int64_t { return v.size(); }, vector);
+}
+inline v1::ElementType ElementTypeOf(const AnyVector& vector) {
+  return vector.index() == 0 ? v1::ELEMENT_TYPE_FLOAT32 : v1::ELEMENT_TYPE_FLOAT64;
+}
+
+// What the server sends: named by its content, never changed once made, alive until the last session has sent it.
+struct NamedVector {
+  std::string name;
+  AnyVector vector;
+};
+using NamedVectorPtr = std::shared_ptr<const NamedVector>;
+
+}  // namespace hfopt::server
+
+#endif  // HFOPT_SERVER_EVALUATION_NAMED_VECTOR_H_

@@ -1,0 +1,64 @@
+#ifndef HFOPT_SERVER_EVALUATION_REMOTE_OBJECTIVE_H_
+#define HFOPT_SERVER_EVALUATION_REMOTE_OBJECTIVE_H_
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/objective.h"
+#include "server/evaluation/worker_pool.h"
+
+namespace hfopt::server {
+
+// The objective of a run, computed by its workers: one call becomes one request for each shard, whose answers are added in the order of
+// the shards. Calls block as WorkerPool::Evaluate does. Used by one thread.
+//
+// Vectors are named by their content, so what is on the workers is not sent again: theta stays until another theta is used, the
+// directions of a Losses call until the next one, which may be a line search along one of them.
+template <typename Scalar>
+class RemoteObjective : public Objective<Scalar> {
+ public:
+  // `pool` outlives this and has its shards set to layout.shards. `run_name` is for messages.
+  RemoteObjective(std::string run_name, WorkerPool& pool, int64_t num_parameters, DataLayout layout)
+      : run_name_(std::move(run_name)), pool_(pool), num_parameters_(num_parameters), layout_(layout) {}
+  ~RemoteObjective() override;
+
+  int64_t num_parameters() const override { return num_parameters_; }
+  const DataLayout& layout() const override { return layout_; }
+
+  absl::StatusOr<std::vector<LossAnswer>> Losses(const Vector<Scalar>& theta, absl::Span<const Trial<Scalar>> trials,
+                                                 const Sample& sample) override;
+  absl::StatusOr<GradientAnswer<Scalar>> Gradient(const Vector<Scalar>& theta, const Sample& sample,
+                                                  const GradientExtras& extras) override;
+  absl::StatusOr<std::unique_ptr<CurvatureProduct<Scalar>>> GaussNewtonAt(const Vector<Scalar>& theta,
+                                                                          const Sample& sample) override;
+
+  // Asks one worker for the model's own starting point.
+  absl::StatusOr<Vector<Scalar>> InitialParameters(uint64_t seed);
+
+ private:
+  class RemoteProduct;
+
+  // One unit for each shard with data in the sample; `request` is completed with the shard's slice.
+  std::vector<Unit> MakeUnits(const Sample& sample, const v1::EvaluationRequest& request,
+                              const std::vector<NamedVectorPtr>& vectors) const;
+  // A name for `vector`; a copy of it unless one of `known` has the name.
+  NamedVectorPtr Name(const Vector<Scalar>& vector, const std::vector<NamedVectorPtr>& known) const;
+  // Makes `theta` the resident point; releases what belonged to the one before.
+  NamedVectorPtr SetTheta(const Vector<Scalar>& theta);
+  void Release(const std::vector<NamedVectorPtr>& vectors);
+  // The vector of an answer; INVALID_ARGUMENT naming worker, shard and index when it is not finite.
+  absl::StatusOr<Vector<Scalar>> TakeFinite(UnitAnswer& answer, uint64_t transfer, int shard, absl::string_view what) const;
+
+  const std::string run_name_;
+  WorkerPool& pool_;
+  const int64_t num_parameters_;
+  const DataLayout layout_;
+  NamedVectorPtr theta_;
+  std::vector<NamedVectorPtr> directions_;  // of the last Losses call
+};
+
+}  // namespace hfopt::server
+
+#endif  // HFOPT_SERVER_EVALUATION_REMOTE_OBJECTIVE_H_

@@ -1,0 +1,558 @@
+#include "server/evaluation/worker_pool.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "core/status_macros.h"
+
+namespace hfopt::server {
+namespace {
+
+bool Contains(const auto& repeated, const auto& value) {
+  return std::find(repeated.begin(), repeated.end(), value) != repeated.end();
+}
+
+absl::string_view View(const std::string& s) { return s; }
+
+// Whether `answer` is of the kind that was asked and carries what it must.
+absl::Status CheckAnswer(const v1::EvaluationRequest& request, const v1::Answer& answer,
+                         const std::map<uint64_t, AnyVector>& vectors) {
+  const auto check = [&](absl::string_view what, bool right_kind, double weight, int64_t parts, int64_t wanted,
+                         std::initializer_list<uint64_t> transfers) -> absl::Status {
+    if (!right_kind) {
+      return absl::InvalidArgumentError(absl::StrCat("answer to request ", request.id(), " is not of kind ", what));
+    }
+    if (!(weight > 0) || !std::isfinite(weight)) {
+      return absl::InvalidArgumentError(absl::StrCat(what, " answer to request ", request.id(), " has weight ", weight,
+                                                     "; it must be positive: the number of examples or frames"));
+    }
+    if (parts != wanted) {
+      return absl::InvalidArgumentError(absl::StrCat(what, " answer to request ", request.id(), " has ", parts,
+                                                     " values where ", wanted, " were asked for"));
+    }
+    for (const uint64_t transfer : transfers) {
+      if (!vectors.contains(transfer)) {
+        return absl::InvalidArgumentError(absl::StrCat(what, " answer to request ", request.id(), " names transfer ",
+                                                       transfer, ", which was not received before it"));
+      }
+    }
+    return absl::OkStatus();
+  };
+  switch (request.kind_case()) {
+    case v1::EvaluationRequest::kLosses: {
+      const v1::LossesAnswer& a = answer.losses();
+      const int64_t wanted = request.losses().points_size();
+      for (const v1::MetricSums& metric : a.metrics()) {
+        if (metric.sums_size() != wanted) {
+          return absl::InvalidArgumentError(absl::StrCat("metric ", metric.name(), " has ", metric.sums_size(),
+                                                         " values where ", wanted, " were asked for"));
+        }
+      }
+      return check("losses", answer.has_losses(), a.weight(), a.loss_sums_size(), wanted, {});
+    }
+    case v1::EvaluationRequest::kGradient: {
+      const v1::GradientAnswer& a = answer.gradient();
+      if (request.gradient().second_moment() && !a.has_second_moment_transfer()) {
+        return absl::InvalidArgumentError("gradient answer lacks the second moment that was asked for");
+      }
+      return check("gradient", answer.has_gradient(), a.weight(), a.sub_batches_size(),
+                   request.gradient().sub_batches(),
+                   {a.gradient_transfer(), a.has_second_moment_transfer() ? a.second_moment_transfer()
+                                                                          : a.gradient_transfer()});
+    }
+    case v1::EvaluationRequest::kProduct:
+      return check("product", answer.has_product(), answer.product().weight(), 0, 0,
+                   {answer.product().product_transfer()});
+    case v1::EvaluationRequest::kInitialParameters:
+      return check("initial parameters", answer.has_initial_parameters(), 1, 0, 0,
+                   {answer.initial_parameters().parameters_transfer()});
+    case v1::EvaluationRequest::KIND_NOT_SET:
+      break;
+  }
+  return absl::InternalError("a request without a kind was sent");
+}
+
+v1::SessionResponse CancelMessage(uint64_t id) {
+  v1::SessionResponse message;
+  message.mutable_cancel()->set_request_id(id);
+  return message;
+}
+
+}  // namespace
+
+// Ids go on growing over restarts of the server, because a worker may still hold requests of the process before.
+WorkerPool::WorkerPool(Options options) : options_(std::move(options)) {
+  absl::MutexLock lock(&mu_);
+  next_id_ = static_cast<uint64_t>(absl::ToUnixNanos(options_.now()));
+}
+
+bool WorkerPool::Worker::CanServe(int shard) const {
+  return hello.shards().empty() || Contains(hello.shards(), static_cast<uint32_t>(shard));
+}
+
+absl::Time WorkerPool::LeaseEnd(const Worker& worker) const {
+  // Before its Welcome a worker does not know its lease.
+  if (worker.link != nullptr && !worker.welcomed) return absl::InfiniteFuture();
+  return (worker.link != nullptr ? worker.link->last_heard() : worker.last_heard) + options_.lease;
+}
+
+bool WorkerPool::IsAlive(const Worker& worker) const { return LeaseEnd(worker) > options_.now(); }
+
+WorkerPool::Worker* WorkerPool::FindByLink(const WorkerLink* link) {
+  for (auto& [id, worker] : workers_) {
+    if (worker.link.get() == link) return &worker;
+  }
+  return nullptr;
+}
+
+absl::Status WorkerPool::CheckHello(const v1::Hello& hello) const {
+  const auto refuse = [&](auto... what) {
+    return absl::InvalidArgumentError(absl::StrCat(options_.run_name, ": worker ", hello.worker_id(), ": ", what...));
+  };
+  if (hello.num_parameters() == 0) return refuse("num_parameters is 0");
+  if (hello.training_examples() == 0) return refuse("training_examples is 0");
+  if (hello.held_out_examples() == 0) return refuse("held_out_examples is 0");
+  if (!Contains(hello.element_types(), options_.element_type)) {
+    return refuse("cannot compute in ", wire::ElementTypeName(options_.element_type), ", the element type of this run");
+  }
+  if (model_.has_value()) {
+    const auto differs = [&](absl::string_view field, auto theirs, auto ours) {
+      return refuse(field, " is ", theirs, ", but the other workers of this run have ", ours);
+    };
+    const ModelDescription& m = *model_;
+    if (hello.num_parameters() != static_cast<uint64_t>(m.num_parameters)) {
+      return differs("num_parameters", hello.num_parameters(), m.num_parameters);
+    }
+    if (hello.training_examples() != static_cast<uint64_t>(m.training_examples)) {
+      return differs("training_examples", hello.training_examples(), m.training_examples);
+    }
+    if (hello.held_out_examples() != static_cast<uint64_t>(m.held_out_examples)) {
+      return differs("held_out_examples", hello.held_out_examples(), m.held_out_examples);
+    }
+    if (!hello.model_signature().empty() && !m.signature.empty() && hello.model_signature() != m.signature) {
+      return differs("model_signature", View(hello.model_signature()), View(m.signature));
+    }
+  }
+  const auto known = workers_.find(hello.worker_id());
+  if (known != workers_.end() && hello.incarnation() < known->second.hello.incarnation()) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        options_.run_name, ": worker ", hello.worker_id(), ": incarnation ", hello.incarnation(),
+        " is older than ", known->second.hello.incarnation(),
+        ", which has joined; two processes use this worker id: give each its own"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status WorkerPool::Join(const v1::Hello& hello, std::shared_ptr<WorkerLink> link) {
+  absl::MutexLock lock(&mu_);
+  if (finished_.has_value()) {
+    link->Send(WelcomeMessage());
+    v1::SessionResponse message;
+    *message.mutable_finished() = *finished_;
+    link->Send(std::move(message));
+    link->Close(absl::OkStatus());
+    return absl::OkStatus();
+  }
+  HFOPT_RETURN_IF_ERROR(CheckHello(hello));
+  if (!model_.has_value()) {
+    model_ = {.num_parameters = static_cast<int64_t>(hello.num_parameters()),
+              .training_examples = static_cast<int64_t>(hello.training_examples()),
+              .held_out_examples = static_cast<int64_t>(hello.held_out_examples()),
+              .signature = hello.model_signature()};
+  }
+  Worker& worker = workers_[hello.worker_id()];
+  if (worker.link != nullptr) {
+    worker.past_bytes_sent += worker.link->bytes_sent();
+    worker.past_bytes_received += worker.link->bytes_received();
+    worker.link->Close(absl::FailedPreconditionError(
+        absl::StrCat("replaced by a newer session of worker ", hello.worker_id())));
+  }
+  worker.hello = hello;
+  worker.link = std::move(link);
+  worker.draining = false;
+  worker.welcomed = false;
+
+  // Reconcile: what it holds and computes decides what is sent again.
+  worker.held = {hello.held_vectors().begin(), hello.held_vectors().end()};
+  for (auto& [id, pending] : pending_) {
+    if (pending.worker_id == hello.worker_id() && !Contains(hello.pending_requests(), id)) pending.worker_id.clear();
+  }
+  if (shards_ > 0) WelcomeWorker(worker);
+  changed_.SignalAll();
+  return absl::OkStatus();
+}
+
+v1::SessionResponse WorkerPool::WelcomeMessage() const {
+  v1::SessionResponse message;
+  v1::Welcome& welcome = *message.mutable_welcome();
+  welcome.set_protocol_version(1);
+  welcome.set_element_type(options_.element_type);
+  welcome.set_shards(std::max(shards_, 1));
+  welcome.set_lease_seconds(absl::ToDoubleSeconds(options_.lease));
+  return message;
+}
+
+void WorkerPool::WelcomeWorker(Worker& worker) {
+  worker.welcomed = true;
+  worker.link->Send(WelcomeMessage());
+
+  v1::SessionResponse release;
+  for (auto name = worker.held.begin(); name != worker.held.end();) {
+    if (live_.contains(*name)) {
+      ++name;
+    } else {
+      release.mutable_release()->add_vectors(*name);
+      name = worker.held.erase(name);
+    }
+  }
+  if (release.has_release()) worker.link->Send(std::move(release));
+  for (const uint64_t id : worker.hello.pending_requests()) {
+    const auto pending = pending_.find(id);
+    if (pending == pending_.end() || pending->second.worker_id != worker.hello.worker_id()) {
+      worker.link->Send(CancelMessage(id));
+    }
+  }
+}
+
+void WorkerPool::SetShards(int shards) {
+  absl::MutexLock lock(&mu_);
+  shards_ = shards;
+  for (auto& [id, worker] : workers_) {
+    if (worker.link != nullptr && !worker.welcomed) WelcomeWorker(worker);
+  }
+  changed_.SignalAll();
+}
+
+absl::Status WorkerPool::OnAnswer(const WorkerLink* link, v1::Answer answer, std::map<uint64_t, AnyVector> vectors) {
+  absl::MutexLock lock(&mu_);
+  Worker* const worker = FindByLink(link);
+  if (worker == nullptr) return absl::OkStatus();  // of a session that was replaced
+  const auto it = pending_.find(answer.request_id());
+  if (it == pending_.end() || it->second.worker_id != worker->hello.worker_id()) return absl::OkStatus();
+  Pending& pending = it->second;
+  const std::string& worker_id = worker->hello.worker_id();
+
+  v1::EvaluationRequest request = pending.unit->request;
+  request.set_id(answer.request_id());
+  if (answer.has_failure()) {
+    const auto code = static_cast<absl::StatusCode>(answer.failure().code());
+    Fail(pending, absl::Status(code == absl::StatusCode::kOk ? absl::StatusCode::kUnknown : code,
+                               absl::StrCat("could not answer: ", answer.failure().message().c_str())));
+    return absl::OkStatus();
+  }
+  if (absl::Status status = CheckAnswer(request, answer, vectors); !status.ok()) {
+    Fail(pending, status);
+    return status;
+  }
+  ++worker->answers;
+  worker->compute_seconds += answer.compute_seconds();
+  evaluation_seconds_[worker_id] += answer.compute_seconds();
+  answers_[pending.index] = UnitAnswer{std::move(answer), std::move(vectors), worker_id};
+  pending_.erase(it);
+  changed_.SignalAll();
+  return absl::OkStatus();
+}
+
+void WorkerPool::Fail(Pending& pending, const absl::Status& why) {
+  const std::string worker_id = std::exchange(pending.worker_id, "");
+  const int shard = pending.unit->shard;
+  pending.failed_on.insert(worker_id);
+  owners_.erase(shard);
+  if (OwnerOf(shard, pending.failed_on) == nullptr) {
+    failure_ = absl::Status(
+        why.code(), absl::StrCat(options_.run_name, ": shard ", shard, ": worker ", worker_id, ": ", why.message()));
+  }
+  changed_.SignalAll();
+}
+
+void WorkerPool::OnDrain(const WorkerLink* link) {
+  absl::MutexLock lock(&mu_);
+  Worker* const worker = FindByLink(link);
+  if (worker == nullptr) return;
+  worker->draining = true;
+  std::erase_if(owners_, [&](const auto& owner) { return owner.second == worker->hello.worker_id(); });
+  changed_.SignalAll();
+}
+
+void WorkerPool::OnDisconnected(const WorkerLink* link) {
+  absl::MutexLock lock(&mu_);
+  Worker* const worker = FindByLink(link);
+  if (worker == nullptr) return;
+  worker->last_heard = worker->link->last_heard();
+  worker->past_bytes_sent += worker->link->bytes_sent();
+  worker->past_bytes_received += worker->link->bytes_received();
+  worker->link.reset();
+  worker->held.clear();
+  // One that said goodbye is not waited for.
+  if (worker->draining) {
+    worker->last_heard = absl::InfinitePast();
+    Unassign(worker->hello.worker_id());
+  }
+  changed_.SignalAll();
+}
+
+WorkerPool::Worker* WorkerPool::OwnerOf(int shard, const std::set<std::string>& excluded) {
+  const auto usable = [&](const std::string& id, const Worker& worker) {
+    return IsAlive(worker) && !worker.draining && worker.CanServe(shard) && !excluded.contains(id);
+  };
+  if (const auto owner = owners_.find(shard); owner != owners_.end()) {
+    Worker& worker = workers_.at(owner->second);
+    if (usable(owner->second, worker)) return &worker;
+  }
+  // The connected worker with the fewest shards; the first by id among equals.
+  Worker* best = nullptr;
+  int64_t best_load = 0;
+  for (auto& [id, worker] : workers_) {
+    if (worker.link == nullptr || !usable(id, worker)) continue;
+    const int64_t load = std::count_if(owners_.begin(), owners_.end(), [&](const auto& o) { return o.second == id; });
+    if (best == nullptr || load < best_load) {
+      best = &worker;
+      best_load = load;
+    }
+  }
+  if (best != nullptr) owners_[shard] = best->hello.worker_id();
+  return best;
+}
+
+void WorkerPool::Rebalance() {
+  absl::MutexLock lock(&mu_);
+  while (true) {
+    // Move one shard from the most to the least loaded worker that can take one of its shards, until no move helps.
+    std::map<std::string, std::vector<int>> shards_of;
+    for (const auto& [id, worker] : workers_) {
+      if (worker.link != nullptr && IsAlive(worker) && !worker.draining) shards_of[id];
+    }
+    for (const auto& [shard, id] : owners_) {
+      if (shards_of.contains(id)) shards_of[id].push_back(shard);
+    }
+    bool moved = false;
+    for (const auto& [from, from_shards] : shards_of) {
+      for (const auto& [to, to_shards] : shards_of) {
+        if (moved || from_shards.size() < to_shards.size() + 2) continue;
+        for (const int shard : from_shards) {
+          if (!workers_.at(to).CanServe(shard)) continue;
+          owners_[shard] = to;
+          moved = true;
+          break;
+        }
+      }
+    }
+    if (!moved) return;
+  }
+}
+
+void WorkerPool::Dispatch(uint64_t id, Pending& pending, Worker& worker) {
+  for (const NamedVectorPtr& vector : pending.unit->vectors) {
+    if (worker.held.insert(vector->name).second) worker.link->SendVector(vector);
+  }
+  v1::SessionResponse message;
+  *message.mutable_evaluation() = pending.unit->request;
+  message.mutable_evaluation()->set_id(id);
+  worker.link->Send(std::move(message));
+  pending.worker_id = worker.hello.worker_id();
+  if (pending.issued_before) ++accounting_.reissued;
+  pending.issued_before = true;
+}
+
+void WorkerPool::Unassign(const std::string& worker_id) {
+  std::erase_if(owners_, [&](const auto& owner) { return owner.second == worker_id; });
+  for (auto& [id, pending] : pending_) {
+    if (pending.worker_id == worker_id) pending.worker_id.clear();
+  }
+}
+
+void WorkerPool::DropLostWorkers() {
+  for (auto& [id, worker] : workers_) {
+    if (IsAlive(worker)) continue;
+    if (worker.link != nullptr) {
+      worker.last_heard = worker.link->last_heard();
+      worker.past_bytes_sent += worker.link->bytes_sent();
+      worker.past_bytes_received += worker.link->bytes_received();
+      worker.link->Close(absl::DeadlineExceededError(
+          absl::StrCat("worker ", id, " was silent for more than its lease of ", absl::FormatDuration(options_.lease))));
+      worker.link.reset();
+      worker.held.clear();
+    }
+    Unassign(id);
+  }
+}
+
+std::string WorkerPool::DescribeUnserved() {
+  if (shards_ == 0) return model_.has_value() ? "" : "no worker has joined yet";
+  std::vector<int> unserved;
+  for (int shard = 0; shard < shards_; ++shard) {
+    const Worker* const owner = OwnerOf(shard, {});
+    if (owner == nullptr || owner->link == nullptr) unserved.push_back(shard);
+  }
+  if (unserved.empty()) return "";
+  constexpr size_t kMostNamed = 10;
+  const size_t named = std::min(unserved.size(), kMostNamed);
+  return absl::StrCat(shards_ - unserved.size(), " of ", shards_, " shards served; waiting for a worker with shard ",
+                      absl::StrJoin(unserved.begin(), unserved.begin() + named, ", "),
+                      unserved.size() > named ? ", ..." : "");
+}
+
+void WorkerPool::UpdateWaiting(std::string waiting, absl::Time& since) {
+  const absl::Time now = options_.now();
+  (waiting_for_.empty() ? accounting_.evaluating : accounting_.waiting) += absl::ToDoubleSeconds(now - since);
+  since = now;
+  if (waiting == waiting_for_) return;
+  waiting_for_ = std::move(waiting);
+  if (!waiting_listener_) return;
+  mu_.Unlock();
+  waiting_listener_();
+  mu_.Lock();
+}
+
+void WorkerPool::WaitForChange() {
+  absl::Duration timeout = absl::Seconds(1);
+  for (const auto& [id, worker] : workers_) {
+    const absl::Duration left = LeaseEnd(worker) - options_.now();
+    if (left > absl::ZeroDuration()) timeout = std::min(timeout, left);
+  }
+  changed_.WaitWithTimeout(&mu_, std::max(timeout, absl::Milliseconds(1)));
+}
+
+absl::StatusOr<ModelDescription> WorkerPool::AwaitWorkers() {
+  absl::MutexLock lock(&mu_);
+  absl::Time since = options_.now();
+  while (true) {
+    if (!interrupted_.ok()) return interrupted_;
+    DropLostWorkers();
+    UpdateWaiting(DescribeUnserved(), since);
+    if (!interrupted_.ok()) return interrupted_;
+    if (waiting_for_.empty()) return *model_;
+    WaitForChange();
+  }
+}
+
+absl::StatusOr<std::vector<UnitAnswer>> WorkerPool::Evaluate(std::vector<Unit> units) {
+  absl::MutexLock lock(&mu_);
+  failure_ = absl::OkStatus();
+  evaluation_seconds_.clear();
+  answers_.assign(units.size(), std::nullopt);
+  for (size_t i = 0; i < units.size(); ++i) {
+    for (const NamedVectorPtr& vector : units[i].vectors) live_.insert(vector->name);
+    pending_[next_id_++] = {.unit = &units[i], .index = i};
+  }
+  absl::Time since = options_.now();
+  while (true) {
+    DropLostWorkers();
+    for (auto& [id, pending] : pending_) {
+      if (!pending.worker_id.empty()) continue;
+      Worker* const owner = OwnerOf(pending.unit->shard, pending.failed_on);
+      if (owner != nullptr && owner->link != nullptr && owner->welcomed) Dispatch(id, pending, *owner);
+    }
+    UpdateWaiting(pending_.empty() ? "" : DescribeUnserved(), since);
+    if (!interrupted_.ok() || !failure_.ok()) {
+      AbandonEvaluation();
+      return !interrupted_.ok() ? interrupted_ : failure_;
+    }
+    if (pending_.empty()) break;
+    WaitForChange();
+  }
+  double slowest = 0;
+  for (const auto& [id, seconds] : evaluation_seconds_) slowest = std::max(slowest, seconds);
+  accounting_.client_compute += slowest;
+  std::vector<UnitAnswer> answers;
+  answers.reserve(units.size());
+  for (std::optional<UnitAnswer>& answer : answers_) answers.push_back(*std::move(answer));
+  answers_.clear();
+  return answers;
+}
+
+void WorkerPool::AbandonEvaluation() {
+  for (const auto& [id, pending] : pending_) {
+    if (pending.worker_id.empty()) continue;
+    Worker& worker = workers_.at(pending.worker_id);
+    if (worker.link != nullptr) worker.link->Send(CancelMessage(id));
+  }
+  pending_.clear();
+  answers_.clear();
+}
+
+void WorkerPool::Release(const std::vector<std::string>& names) {
+  absl::MutexLock lock(&mu_);
+  for (const std::string& name : names) live_.erase(name);
+  for (auto& [id, worker] : workers_) {
+    v1::SessionResponse message;
+    for (const std::string& name : names) {
+      if (worker.held.erase(name) > 0) message.mutable_release()->add_vectors(name);
+    }
+    if (message.has_release() && worker.link != nullptr) worker.link->Send(std::move(message));
+  }
+}
+
+void WorkerPool::Interrupt(absl::Status reason) {
+  absl::MutexLock lock(&mu_);
+  interrupted_ = std::move(reason);
+  changed_.SignalAll();
+}
+
+void WorkerPool::Resume() {
+  absl::MutexLock lock(&mu_);
+  interrupted_ = absl::OkStatus();
+}
+
+void WorkerPool::Finish(const v1::Finished& finished) {
+  absl::MutexLock lock(&mu_);
+  finished_ = finished;
+  for (auto& [id, worker] : workers_) {
+    if (worker.link == nullptr) continue;
+    v1::SessionResponse message;
+    *message.mutable_finished() = finished;
+    worker.link->Send(std::move(message));
+    worker.link->Close(absl::OkStatus());
+  }
+}
+
+void WorkerPool::CloseSessions(const absl::Status& status) {
+  absl::MutexLock lock(&mu_);
+  for (auto& [id, worker] : workers_) {
+    if (worker.link != nullptr) worker.link->Close(status);
+  }
+}
+
+std::string WorkerPool::WaitingFor() const {
+  absl::MutexLock lock(&mu_);
+  return waiting_for_;
+}
+
+std::optional<ModelDescription> WorkerPool::model() const {
+  absl::MutexLock lock(&mu_);
+  return model_;
+}
+
+std::vector<v1::WorkerStatus> WorkerPool::workers() const {
+  absl::MutexLock lock(&mu_);
+  std::vector<v1::WorkerStatus> statuses;
+  for (const auto& [id, worker] : workers_) {
+    v1::WorkerStatus status;
+    status.set_worker_id(id);
+    status.set_connected(worker.link != nullptr);
+    for (const auto& [shard, owner] : owners_) {
+      if (owner == id) status.add_shards(shard);
+    }
+    status.set_answers(worker.answers);
+    status.set_compute_seconds(worker.compute_seconds);
+    status.set_bytes_sent(worker.past_bytes_sent + (worker.link ? worker.link->bytes_sent() : 0));
+    status.set_bytes_received(worker.past_bytes_received + (worker.link ? worker.link->bytes_received() : 0));
+    statuses.push_back(std::move(status));
+  }
+  return statuses;
+}
+
+PoolAccounting WorkerPool::accounting() const {
+  absl::MutexLock lock(&mu_);
+  return accounting_;
+}
+
+void WorkerPool::CheckLeases() {
+  absl::MutexLock lock(&mu_);
+  changed_.SignalAll();
+}
+
+}  // namespace hfopt::server

@@ -1,0 +1,192 @@
+#ifndef HFOPT_SERVER_EVALUATION_WORKER_POOL_H_
+#define HFOPT_SERVER_EVALUATION_WORKER_POOL_H_
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "hfopt/v1/evaluation_service.pb.h"
+#include "hfopt/v1/run.pb.h"
+#include "server/evaluation/named_vector.h"
+#include "server/evaluation/worker_link.h"
+
+namespace hfopt::server {
+
+// What the workers of a run agree on; fixed by the first one.
+struct ModelDescription {
+  int64_t num_parameters = 0;
+  int64_t training_examples = 0;
+  int64_t held_out_examples = 0;
+  std::string signature;
+
+  friend bool operator==(const ModelDescription&, const ModelDescription&) = default;
+};
+
+// The work for one logical shard: a request (its id is filled in by the pool) and the vectors it names.
+struct Unit {
+  int shard = 0;
+  v1::EvaluationRequest request;
+  std::vector<NamedVectorPtr> vectors;
+};
+
+struct UnitAnswer {
+  v1::Answer answer;
+  std::map<uint64_t, AnyVector> vectors;  // by transfer
+  std::string worker_id;
+};
+
+// Where the wall time of evaluations went, in seconds, and what they moved. Totals.
+struct PoolAccounting {
+  double evaluating = 0;      // in Evaluate, while all shards were served
+  double client_compute = 0;  // of the slowest worker of each evaluation
+  double waiting = 0;         // for a worker that serves some shard
+  int64_t reissued = 0;       // requests sent again because their worker was lost or failed
+};
+
+// The workers of one run, and who computes what. Shards stay with their worker while it lives (what it computed at a point is worth
+// keeping), move off lost workers, and are spread over new ones when Rebalance() is called.
+//
+// Sessions call from gRPC threads (Join, OnAnswer, ...), which never wait; the run's thread calls Evaluate, which does. Thread-safe. Lock
+// order: the pool's mutex before a link's, which only guards its queue; a link calls the pool with no lock held.
+class WorkerPool {
+ public:
+  struct Options {
+    std::string run_name;  // "runs/an4", for messages
+    v1::ElementType element_type = v1::ELEMENT_TYPE_FLOAT32;
+    absl::Duration lease = absl::Seconds(10);
+    std::function<absl::Time()> now = absl::Now;
+  };
+  explicit WorkerPool(Options options);
+  v1::ElementType element_type() const { return options_.element_type; }
+  WorkerPool(const WorkerPool&) = delete;
+  WorkerPool& operator=(const WorkerPool&) = delete;
+
+  // --- Called by sessions.
+
+  // Admits a worker and sends it Welcome and whatever it should release or drop. An older session of the same worker is closed.
+  // INVALID_ARGUMENT or FAILED_PRECONDITION when it does not fit the run, with both values.
+  absl::Status Join(const v1::Hello& hello, std::shared_ptr<WorkerLink> link);
+  // An answer with all its vectors. Unknown ids (late or second answers) are dropped. INVALID_ARGUMENT when it is not an answer to what
+  // was asked; the session ends then.
+  absl::Status OnAnswer(const WorkerLink* link, v1::Answer answer, std::map<uint64_t, AnyVector> vectors);
+  void OnDrain(const WorkerLink* link);
+  // The stream broke. The worker keeps its shards until its lease ends.
+  void OnDisconnected(const WorkerLink* link);
+
+  // --- Called by the run's thread.
+
+  // Fixes the number of logical shards. Before this, workers join and wait for their Welcome.
+  void SetShards(int shards);
+
+  // Waits until a model is known and, if shards are set, all are served. CANCELLED after Interrupt.
+  absl::StatusOr<ModelDescription> AwaitWorkers();
+
+  // Has every unit computed and returns the answers in the order of the units. Blocks while shards are not served. Units of lost workers are
+  // given to others. Errors: CANCELLED after Interrupt; a model's own failure, when no other worker can do better.
+  absl::StatusOr<std::vector<UnitAnswer>> Evaluate(std::vector<Unit> units);
+
+  // Spreads the shards evenly over the workers that can serve them; to be called where moving a shard costs little.
+  void Rebalance();
+
+  // Tells every worker that holds them.
+  void Release(const std::vector<std::string>& names);
+
+  // --- Called by anyone.
+
+  // Makes waiting calls return `reason`, and later ones too, until Resume().
+  void Interrupt(absl::Status reason);
+  void Resume();
+  // Tells the workers that the run has ended, and closes their sessions. New ones are refused.
+  void Finish(const v1::Finished& finished);
+  // Closes all sessions, for example because the server drains: the workers dial again.
+  void CloseSessions(const absl::Status& status);
+
+  // "1 of 2 shards served; waiting for shard 1"; empty when nothing is waited for.
+  std::string WaitingFor() const;
+  // Called from the run's thread, without locks held, when the answer of WaitingFor has changed. Set once, before the first wait.
+  void SetWaitingListener(std::function<void()> listener) { waiting_listener_ = std::move(listener); }
+
+  std::optional<ModelDescription> model() const;
+  std::vector<v1::WorkerStatus> workers() const;
+  PoolAccounting accounting() const;
+  // Re-examines the leases: for clocks that do not wake waiting threads.
+  void CheckLeases();
+
+ private:
+  struct Worker {
+    v1::Hello hello;
+    std::shared_ptr<WorkerLink> link;  // null while disconnected
+    bool welcomed = false;
+    bool draining = false;
+    std::set<std::string> held;  // names of vectors, sent or stated
+    uint64_t answers = 0;
+    double compute_seconds = 0;
+    uint64_t past_bytes_sent = 0, past_bytes_received = 0;  // of earlier links
+    absl::Time last_heard;                                  // as of the end of the last link
+
+    bool CanServe(int shard) const;
+  };
+  struct Pending {
+    const Unit* unit = nullptr;
+    size_t index = 0;
+    std::string worker_id;  // empty: not assigned
+    std::set<std::string> failed_on;
+    bool issued_before = false;
+  };
+
+  absl::Time LeaseEnd(const Worker& worker) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool IsAlive(const Worker& worker) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Worker* FindByLink(const WorkerLink* link) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status CheckHello(const v1::Hello& hello) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  v1::SessionResponse WelcomeMessage() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void WelcomeWorker(Worker& worker) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The worker for a shard, choosing one if need be; null when nobody can.
+  Worker* OwnerOf(int shard, const std::set<std::string>& excluded) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Dispatch(uint64_t id, Pending& pending, Worker& worker) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // A worker cannot answer: another one is asked, and when there is none left the evaluation fails.
+  void Fail(Pending& pending, const absl::Status& why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Takes requests and shards from workers whose lease has ended.
+  void DropLostWorkers() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Unassign(const std::string& worker_id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Waits for a change, the end of a lease, or at most a second.
+  void WaitForChange() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Records what is waited for, and books the time since `since`, which it sets to now.
+  void UpdateWaiting(std::string waiting, absl::Time& since) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  std::string DescribeUnserved() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Forgets the running evaluation; workers are told.
+  void AbandonEvaluation() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  const Options options_;
+  std::function<void()> waiting_listener_;
+
+  mutable absl::Mutex mu_;
+  absl::CondVar changed_;
+  absl::Status interrupted_ ABSL_GUARDED_BY(mu_);
+  std::optional<v1::Finished> finished_ ABSL_GUARDED_BY(mu_);
+  std::optional<ModelDescription> model_ ABSL_GUARDED_BY(mu_);
+  int shards_ ABSL_GUARDED_BY(mu_) = 0;
+  std::map<std::string, Worker> workers_ ABSL_GUARDED_BY(mu_);  // by id
+  std::map<int, std::string> owners_ ABSL_GUARDED_BY(mu_);      // shard -> worker id
+  std::set<std::string> live_ ABSL_GUARDED_BY(mu_);             // names in use by the run
+  uint64_t next_id_ ABSL_GUARDED_BY(mu_);
+  std::map<uint64_t, Pending> pending_ ABSL_GUARDED_BY(mu_);
+  std::vector<std::optional<UnitAnswer>> answers_ ABSL_GUARDED_BY(mu_);
+  std::map<std::string, double> evaluation_seconds_ ABSL_GUARDED_BY(mu_);  // by worker, of the running evaluation
+  absl::Status failure_ ABSL_GUARDED_BY(mu_);
+  std::string waiting_for_ ABSL_GUARDED_BY(mu_);
+  PoolAccounting accounting_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace hfopt::server
+
+#endif  // HFOPT_SERVER_EVALUATION_WORKER_POOL_H_

@@ -1,0 +1,96 @@
+#ifndef HFOPT_SERVER_EVALUATION_WORKER_SESSION_H_
+#define HFOPT_SERVER_EVALUATION_WORKER_SESSION_H_
+
+#include <atomic>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <variant>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "grpcpp/support/server_callback.h"
+#include "hfopt/v1/evaluation_service.pb.h"
+#include "server/evaluation/worker_link.h"
+#include "server/evaluation/worker_pool.h"
+
+namespace hfopt::server {
+
+// One worker's stream. gRPC calls it from its threads; it moves bytes and passes complete answers to the pool.
+//
+// Life cycle: 1. Start (reads Hello). 2. Hello finds the pool and joins it. 3. Messages. 4. Either side ends: the pool by Close, the worker
+// by closing its half or vanishing, or a message that breaks the protocol. 5. OnDone: the pool is told, and the session lets go of itself.
+class WorkerSession final : public grpc::ServerBidiReactor<v1::SessionRequest, v1::SessionResponse>,
+                            public WorkerLink,
+                            public std::enable_shared_from_this<WorkerSession> {
+ public:
+  // The pool of a run; NOT_FOUND, with what to do, when there is none.
+  using FindPool = std::function<absl::StatusOr<std::shared_ptr<WorkerPool>>(const v1::Hello&)>;
+
+  // The session owns itself until its stream is done.
+  static WorkerSession* Start(FindPool find_pool);
+
+  // WorkerLink.
+  void Send(v1::SessionResponse message) override;
+  void SendVector(NamedVectorPtr vector) override;
+  void Close(absl::Status status) override;
+  absl::Time last_heard() const override { return absl::FromUnixNanos(last_heard_.load()); }
+  uint64_t bytes_sent() const override { return bytes_sent_; }
+  uint64_t bytes_received() const override { return bytes_received_; }
+
+ private:
+  explicit WorkerSession(FindPool find_pool);
+
+  // Reactions of gRPC: one of each kind at a time.
+  void OnReadDone(bool ok) override;
+  void OnWriteDone(bool ok) override;
+  void OnCancel() override;
+  void OnDone() override;
+
+  // Handlers of the one reading thread.
+  absl::Status Handle(const v1::SessionRequest& message);
+  absl::Status HandleHello(const v1::Hello& hello);
+  absl::Status HandleHeader(const v1::VectorHeader& header);
+  absl::Status HandleChunk(const v1::VectorChunk& chunk);
+  absl::Status HandleAnswer(const v1::Answer& answer);
+
+  // Starts the next write or the end, unless one is under way.
+  void Pump();
+
+  const FindPool find_pool_;
+  std::shared_ptr<WorkerSession> self_;  // until OnDone
+
+  // Of the reading thread.
+  v1::SessionRequest incoming_;
+  std::shared_ptr<WorkerPool> pool_;  // set by Hello
+  int64_t num_parameters_ = 0;
+  v1::ElementType element_type_ = v1::ELEMENT_TYPE_UNSPECIFIED;
+  using Assembler = std::variant<wire::VectorAssembler<float>, wire::VectorAssembler<double>>;
+  std::map<uint64_t, Assembler> assemblers_;  // by transfer
+
+  std::atomic<int64_t> last_heard_;
+  std::atomic<uint64_t> bytes_sent_ = 0, bytes_received_ = 0;
+
+  // What waits to be written: messages, and vectors of which part may have gone already.
+  struct OutgoingVector {
+    NamedVectorPtr vector;
+    uint64_t transfer = 0;
+    uint64_t offset = 0;
+    bool header_sent = false;
+  };
+  absl::Mutex mu_;
+  std::deque<std::variant<v1::SessionResponse, OutgoingVector>> outgoing_ ABSL_GUARDED_BY(mu_);
+  uint64_t next_transfer_ ABSL_GUARDED_BY(mu_) = 1;
+  bool writing_ ABSL_GUARDED_BY(mu_) = false;
+  bool broken_ ABSL_GUARDED_BY(mu_) = false;  // nothing more can be written
+  std::optional<absl::Status> closing_ ABSL_GUARDED_BY(mu_);
+  bool finished_ ABSL_GUARDED_BY(mu_) = false;
+  v1::SessionResponse response_;  // of the write under way
+};
+
+}  // namespace hfopt::server
+
+#endif  // HFOPT_SERVER_EVALUATION_WORKER_SESSION_H_

@@ -1,0 +1,85 @@
+// hfopt-server: hosts the state of Hessian-free optimizers and asks workers for losses, gradients and Gauss-Newton products.
+
+#include <malloc.h>
+#include <signal.h>
+
+#include <iostream>
+
+#include "CLI/CLI.hpp"
+#include "grpc/grpc.h"
+#include "server/server.h"
+#include "spdlog/sinks/stdout_color_sinks.h"
+#include "spdlog/spdlog.h"
+
+namespace {
+
+using hfopt::server::Server;
+using hfopt::server::ServerOptions;
+
+// Options on the command line, in the environment as HFOPT_*, and in a file of "name = value" lines, in this order of precedence.
+void AddOptions(CLI::App& app, ServerOptions& options) {
+  app.add_option("--address", options.address, "HOST:PORT (port 0: chosen by the system) or unix:PATH to listen on")
+      ->envname("HFOPT_ADDRESS")
+      ->capture_default_str();
+  app.add_option("--state-dir", options.state_directory, "Directory of runs and checkpoints; created if missing")
+      ->envname("HFOPT_STATE_DIR")
+      ->capture_default_str();
+  app.add_option("--memory-limit", options.memory_limit_mib, "MiB that the vectors of a run may take; 0: 80 % of the machine")
+      ->envname("HFOPT_MEMORY_LIMIT")
+      ->capture_default_str();
+  app.add_option("--lease", options.lease_seconds, "Seconds of silence after which a worker loses its shards, for runs that do not say")
+      ->envname("HFOPT_LEASE")
+      ->capture_default_str();
+  app.add_option("--keep-checkpoints", options.keep_checkpoints, "Checkpoints kept besides the best, for runs that do not say")
+      ->envname("HFOPT_KEEP_CHECKPOINTS")
+      ->capture_default_str();
+  app.add_flag("--insecure", options.insecure, "Listen on a public address without encryption and authentication")
+      ->envname("HFOPT_INSECURE");
+  app.set_config("--config", "", "File with any of these options, one \"name = value\" a line")->envname("HFOPT_CONFIG");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  // Vectors of megabytes come and go with every CG iteration: the allocator is to keep their pages. Measured: 26-33 % of a transfer's CPU.
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, 2000 << 20);
+  mallopt(M_TOP_PAD, 64 << 20);
+
+  // Blocked before any thread is started, so that only sigwait below takes them.
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+
+  // gRPC's last user to leave may wait some ten seconds for a thread of it; so there is none.
+  grpc_init();
+
+  CLI::App app("Hosts Hessian-free optimization runs for remote model workers.", "hfopt-server");
+  ServerOptions options;
+  AddOptions(app, options);
+  CLI11_PARSE(app, argc, argv);
+
+  spdlog::set_default_logger(spdlog::stderr_color_mt("hfopt-server"));
+  spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%e %L %v");
+  spdlog::flush_on(spdlog::level::info);
+  auto server = Server::Start(options, [](const std::string& line) { spdlog::info("{}", line); });
+  if (!server.ok()) {
+    std::cerr << "hfopt-server: " << server.status().message() << "\n";
+    return server.status().code() == absl::StatusCode::kInvalidArgument ? 2 : 1;
+  }
+  spdlog::info("effective configuration:\n{}", options.Describe());
+  spdlog::info("listening on {}", (*server)->address());
+
+  int signal = 0;
+  sigwait(&signals, &signal);
+  spdlog::info("{}: draining; runs go on when the server starts again", signal == SIGTERM ? "SIGTERM" : "SIGINT");
+  // A second signal ends the process at once.
+  pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
+  ::signal(SIGTERM, SIG_DFL);
+  ::signal(SIGINT, SIG_DFL);
+  (*server)->Shutdown();
+  spdlog::info("stopped");
+  return 0;
+}

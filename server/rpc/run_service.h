@@ -1,0 +1,63 @@
+#ifndef HFOPT_SERVER_RPC_RUN_SERVICE_H_
+#define HFOPT_SERVER_RPC_RUN_SERVICE_H_
+
+#include <memory>
+#include <set>
+#include <string>
+
+#include "absl/status/status.h"
+#include "hfopt/v1/run_service.grpc.pb.h"
+#include "server/run/run_manager.h"
+
+namespace hfopt::server {
+
+// Thin handlers: proto/hfopt/v1/run_service.proto says what each call does, RunManager and Run do it.
+class RunService final : public v1::RunService::CallbackService {
+ public:
+  explicit RunService(RunManager& runs) : runs_(runs) {}
+
+  // Ends the streams of watchers, which would otherwise hold up the server's shutdown, and refuses calls from now on.
+  void Drain();
+
+  grpc::ServerUnaryReactor* CreateRun(grpc::CallbackServerContext* context, const v1::CreateRunRequest* request,
+                                      v1::CreateRunResponse* response) override;
+  grpc::ServerUnaryReactor* GetRun(grpc::CallbackServerContext* context, const v1::GetRunRequest* request,
+                                   v1::GetRunResponse* response) override;
+  grpc::ServerUnaryReactor* ListRuns(grpc::CallbackServerContext* context, const v1::ListRunsRequest* request,
+                                     v1::ListRunsResponse* response) override;
+  grpc::ServerUnaryReactor* StartRun(grpc::CallbackServerContext* context, const v1::StartRunRequest* request,
+                                     v1::StartRunResponse* response) override;
+  grpc::ServerUnaryReactor* PauseRun(grpc::CallbackServerContext* context, const v1::PauseRunRequest* request,
+                                     v1::PauseRunResponse* response) override;
+  grpc::ServerUnaryReactor* ResumeRun(grpc::CallbackServerContext* context, const v1::ResumeRunRequest* request,
+                                      v1::ResumeRunResponse* response) override;
+  grpc::ServerUnaryReactor* CancelRun(grpc::CallbackServerContext* context, const v1::CancelRunRequest* request,
+                                      v1::CancelRunResponse* response) override;
+  grpc::ServerUnaryReactor* DeleteRun(grpc::CallbackServerContext* context, const v1::DeleteRunRequest* request,
+                                      v1::DeleteRunResponse* response) override;
+  grpc::ServerWriteReactor<v1::WatchRunResponse>* WatchRun(grpc::CallbackServerContext* context,
+                                                           const v1::WatchRunRequest* request) override;
+  grpc::ServerReadReactor<v1::UploadParametersRequest>* UploadParameters(
+      grpc::CallbackServerContext* context, v1::UploadParametersResponse* response) override;
+  grpc::ServerWriteReactor<v1::DownloadParametersResponse>* DownloadParameters(
+      grpc::CallbackServerContext* context, const v1::DownloadParametersRequest* request) override;
+
+ private:
+  class Watcher;
+
+  // OK, or UNAVAILABLE while draining.
+  absl::Status Open() const;
+  absl::StatusOr<std::shared_ptr<Run>> Find(const std::string& name) const;
+  // Runs an action on the named run, answers its new state, and ends the call.
+  grpc::ServerUnaryReactor* Act(grpc::CallbackServerContext* context, const std::string& name,
+                                absl::Status (Run::*action)(), v1::Run* run);
+
+  RunManager& runs_;
+  mutable absl::Mutex mu_;
+  bool draining_ ABSL_GUARDED_BY(mu_) = false;
+  std::set<Watcher*> watchers_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace hfopt::server
+
+#endif  // HFOPT_SERVER_RPC_RUN_SERVICE_H_

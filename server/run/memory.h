@@ -1,0 +1,29 @@
+#ifndef HFOPT_SERVER_RUN_MEMORY_H_
+#define HFOPT_SERVER_RUN_MEMORY_H_
+
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "core/optimizer_options.h"
+
+namespace hfopt::server {
+
+// How many vectors of n elements the server holds for a run, at most and at once:
+//   theta and warm start of the old and the new state                            4
+//   g, d_0, x, r, z, the sent direction, the second moment and D                 8
+//   directions with their products, orthogonalization depth k (1 unless flexible) 2 k
+//   kept CG iterates, ceil(ratio^j) up to the cap N, and the last                K(N, ratio) + 1
+//   L-BFGS with memory m: old pairs 2 m, new pairs 2 m, y of the preconditioner m 5 m
+//   named copies: theta and three candidate directions                           4
+//   answers of S shards waiting for their turn, twice with the second moment     S or 2 S
+int64_t VectorsHeld(const OptimizerOptions& options, int shards);
+
+int64_t BytesNeeded(const OptimizerOptions& options, int shards, int64_t num_parameters, int element_size);
+
+// RESOURCE_EXHAUSTED with bytes needed and allowed, and what would make the run smaller.
+absl::Status CheckMemory(const OptimizerOptions& options, int shards, int64_t num_parameters, int element_size,
+                         int64_t limit_bytes);
+
+}  // namespace hfopt::server
+
+#endif  // HFOPT_SERVER_RUN_MEMORY_H_

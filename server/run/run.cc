@@ -1,0 +1,436 @@
+#include "server/run/run.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "core/hessian_free.h"
+#include "core/status_macros.h"
+#include "server/convert/checkpoint.h"
+#include "server/convert/options.h"
+#include "server/convert/report.h"
+#include "server/run/memory.h"
+
+namespace hfopt::server {
+namespace {
+
+void ToProto(absl::Time time, google::protobuf::Timestamp* proto) {
+  const int64_t nanos = absl::ToUnixNanos(time);
+  proto->set_seconds(nanos / 1'000'000'000);
+  proto->set_nanos(static_cast<int32_t>(nanos % 1'000'000'000));
+}
+
+void Add(const v1::PhaseSeconds& summand, v1::PhaseSeconds& sum) {
+  sum.set_total(sum.total() + summand.total());
+  sum.set_client_compute(sum.client_compute() + summand.client_compute());
+  sum.set_transport(sum.transport() + summand.transport());
+  sum.set_server_arithmetic(sum.server_arithmetic() + summand.server_arithmetic());
+  sum.set_waiting(sum.waiting() + summand.waiting());
+}
+
+// The phases of `total` seconds in which the pool's accounting went from `before` to `after`.
+v1::PhaseSeconds Phases(double total, const PoolAccounting& before, const PoolAccounting& after) {
+  const double evaluating = after.evaluating - before.evaluating;
+  v1::PhaseSeconds seconds;
+  seconds.set_total(total);
+  seconds.set_waiting(after.waiting - before.waiting);
+  // Workers measure with their own clocks; an evaluation cannot have computed for longer than it took.
+  seconds.set_client_compute(std::min(after.client_compute - before.client_compute, evaluating));
+  seconds.set_transport(evaluating - seconds.client_compute());
+  seconds.set_server_arithmetic(std::max(0.0, total - evaluating - seconds.waiting()));
+  return seconds;
+}
+
+WorkerPool::Options PoolOptions(const v1::Run& record, const RunEnvironment& environment) {
+  const double lease = record.options().lease_seconds();
+  return {.run_name = record.name(),
+          .element_type = record.options().element_type(),
+          .lease = lease > 0 ? absl::Seconds(lease) : environment.default_lease,
+          .now = environment.now};
+}
+
+bool IsActive(v1::RunState state) {
+  return state == v1::RUN_STATE_RUNNING || state == v1::RUN_STATE_WAITING_FOR_WORKERS;
+}
+
+absl::Status WrongState(const v1::Run& record, absl::string_view action, absl::string_view allowed) {
+  const std::string state = v1::RunState_Name(record.state());
+  return absl::FailedPreconditionError(absl::StrCat(record.name(), " cannot be ", action, ": its state is ", state,
+                                                    record.state_detail().empty() ? "" : " (", record.state_detail(),
+                                                    record.state_detail().empty() ? "" : ")", "; allowed: ", allowed));
+}
+
+}  // namespace
+
+absl::StatusOr<std::shared_ptr<Run>> Run::Open(v1::Run record, std::string request_id, RunEnvironment environment) {
+  HFOPT_ASSIGN_OR_RETURN(OptimizerOptions options, OptionsFromProto(record.options().optimizer()));
+  std::shared_ptr<Run> run(
+      new Run(std::move(record), std::move(request_id), options, std::move(environment)));
+  HFOPT_ASSIGN_OR_RETURN(auto reports, run->environment_.store->Reports(run->id_, 0, INT32_MAX));
+  absl::MutexLock lock(&run->mu_);
+  run->reports_ = std::move(reports);
+  if (!run->reports_.empty()) *run->record_.mutable_last_iteration() = run->reports_.back();
+  if (run->record_.state() == v1::RUN_STATE_ENDED) {
+    const auto reason = TerminationReasonFromProto(run->record_.termination().reason());
+    v1::Finished finished;
+    finished.set_reason(std::string(TerminationReasonName(reason.value_or(TerminationReason::kCancelled))));
+    finished.set_detail(run->record_.termination().detail());
+    run->pool_->Finish(finished);
+  }
+  return run;
+}
+
+Run::Run(v1::Run record, std::string request_id, OptimizerOptions options, RunEnvironment environment)
+    : id_(RunIdFromName(record.name()).value_or("")),
+      request_id_(std::move(request_id)),
+      options_(options),
+      environment_(std::move(environment)),
+      pool_(std::make_shared<WorkerPool>(PoolOptions(record, environment_))),
+      record_(std::move(record)) {
+  pool_->SetWaitingListener([this] { Notify(); });
+}
+
+Run::~Run() { Shutdown(); }
+
+// ------------------------------------------------------------------------------------------------------- state and control
+
+v1::Run Run::Snapshot() const {
+  const std::string waiting_for = pool_->WaitingFor();
+  std::vector<v1::WorkerStatus> workers = pool_->workers();
+  absl::MutexLock lock(&mu_);
+  v1::Run run = record_;
+  if (run.state() == v1::RUN_STATE_RUNNING && !waiting_for.empty()) {
+    run.set_state(v1::RUN_STATE_WAITING_FOR_WORKERS);
+    run.set_state_detail(waiting_for);
+  }
+  for (v1::WorkerStatus& worker : workers) *run.add_workers() = std::move(worker);
+  return run;
+}
+
+absl::Status Run::UpdateRecord(const std::function<void(v1::Run&)>& change) {
+  v1::Run copy;
+  {
+    absl::MutexLock lock(&mu_);
+    change(record_);
+    ++state_version_;
+    copy = record_;
+  }
+  copy.clear_workers();
+  absl::Status stored = environment_.store->PutRun(copy, request_id_);
+  Notify();
+  return stored;
+}
+
+absl::Status Run::SetState(v1::RunState state, const std::string& detail) {
+  environment_.log(absl::StrCat("runs/", id_, ": ", v1::RunState_Name(state).c_str(), detail.empty() ? "" : ": ", detail));
+  return UpdateRecord([&](v1::Run& record) {
+    record.set_state(state);
+    record.set_state_detail(detail);
+  });
+}
+
+void Run::Launch() {
+  if (thread_.joinable()) thread_.join();  // ended by itself before
+  {
+    absl::MutexLock lock(&mu_);
+    intent_ = Intent::kNone;
+  }
+  pool_->Resume();
+  thread_ = std::thread([this] { Main(); });
+}
+
+void Run::StopThread(Intent intent) {
+  {
+    absl::MutexLock lock(&mu_);
+    intent_ = intent;
+  }
+  pool_->Interrupt(absl::CancelledError("the run was interrupted"));
+  if (thread_.joinable()) thread_.join();
+}
+
+absl::Status Run::Start() {
+  absl::MutexLock control(&control_mu_);
+  if (const v1::Run run = Snapshot(); run.state() != v1::RUN_STATE_CREATED) {
+    return WrongState(run, "started", "CREATED (a paused or failed run is resumed)");
+  }
+  HFOPT_RETURN_IF_ERROR(SetState(v1::RUN_STATE_RUNNING, ""));
+  Launch();
+  return absl::OkStatus();
+}
+
+absl::Status Run::Resume() {
+  absl::MutexLock control(&control_mu_);
+  if (const v1::Run run = Snapshot(); run.state() != v1::RUN_STATE_PAUSED && run.state() != v1::RUN_STATE_FAILED) {
+    return WrongState(run, "resumed", "PAUSED, FAILED");
+  }
+  HFOPT_RETURN_IF_ERROR(SetState(v1::RUN_STATE_RUNNING, ""));
+  Launch();
+  return absl::OkStatus();
+}
+
+absl::Status Run::Pause() {
+  absl::MutexLock control(&control_mu_);
+  if (const v1::Run run = Snapshot(); !IsActive(run.state())) {
+    return WrongState(run, "paused", "RUNNING, WAITING_FOR_WORKERS");
+  }
+  StopThread(Intent::kPause);
+  return absl::OkStatus();
+}
+
+absl::Status Run::Cancel() {
+  absl::MutexLock control(&control_mu_);
+  if (const v1::Run run = Snapshot(); run.state() == v1::RUN_STATE_ENDED) {
+    return WrongState(run, "cancelled", "any but ENDED");
+  }
+  StopThread(Intent::kCancel);
+  if (Snapshot().state() == v1::RUN_STATE_ENDED) return absl::OkStatus();  // by itself, just before
+  return End({TerminationReason::kCancelled, "by CancelRun"});
+}
+
+void Run::Shutdown() {
+  absl::MutexLock control(&control_mu_);
+  if (thread_.joinable()) StopThread(Intent::kShutdown);
+}
+
+void Run::StartIfWasRunning() {
+  absl::MutexLock control(&control_mu_);
+  if (IsActive(Snapshot().state())) Launch();
+}
+
+absl::Status Run::SetInitialParameters(AnyVector parameters) {
+  absl::MutexLock control(&control_mu_);
+  const v1::Run run = Snapshot();
+  if (run.state() != v1::RUN_STATE_CREATED) return WrongState(run, "given parameters", "CREATED");
+  if (ElementTypeOf(parameters) != run.options().element_type()) {
+    return absl::InvalidArgumentError(absl::StrCat(run.name(), " computes in ",
+                                                   wire::ElementTypeName(run.options().element_type()),
+                                                   "; the parameters are ",
+                                                   wire::ElementTypeName(ElementTypeOf(parameters))));
+  }
+  const uint64_t n = run.options().num_parameters();
+  if (n != 0 && n != static_cast<uint64_t>(Size(parameters))) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(run.name(), " has ", n, " parameters; ", Size(parameters), " were uploaded"));
+  }
+  return std::visit(
+      [&](auto& theta) -> absl::Status {
+        using Scalar = typename std::decay_t<decltype(theta)>::Scalar;
+        if (const int64_t i = FirstNonFinite(theta); i >= 0) {
+          return absl::InvalidArgumentError(
+              absl::StrCat(run.name(), ": the uploaded parameters are ", theta[i], " at index ", i));
+        }
+        OptimizerState<Scalar> state;
+        state.theta = std::move(theta);
+        return Save(state, /*best=*/false);
+      },
+      parameters);
+}
+
+// ------------------------------------------------------------------------------------------------------------- the thread
+
+void Run::Main() {
+  const absl::StatusOr<Termination> end =
+      Snapshot().options().element_type() == v1::ELEMENT_TYPE_FLOAT64 ? Drive<double>() : Drive<float>();
+  Intent intent;
+  {
+    absl::MutexLock lock(&mu_);
+    intent = intent_;
+  }
+  absl::Status filed;
+  if (end.ok()) {
+    filed = End(*end);
+  } else if (intent == Intent::kPause) {
+    filed = SetState(v1::RUN_STATE_PAUSED, "");
+  } else if (intent == Intent::kNone) {
+    filed = SetState(v1::RUN_STATE_FAILED, std::string(end.status().message()));
+  }  // Cancel files the end itself. On shutdown the stored state stays as it is: the run goes on when the server starts again.
+  if (!filed.ok()) environment_.log(absl::StrCat("runs/", id_, ": its state could not be stored: ", filed.message()));
+}
+
+absl::Status Run::End(const Termination& termination) {
+  const absl::string_view reason = TerminationReasonName(termination.reason);
+  environment_.log(absl::StrCat("runs/", id_, ": ended: ", reason, ": ", termination.detail));
+  absl::Status stored = UpdateRecord([&](v1::Run& record) {
+    record.set_state(v1::RUN_STATE_ENDED);
+    record.clear_state_detail();
+    *record.mutable_termination() = TerminationToProto(termination);
+  });
+  v1::Finished finished;
+  finished.set_reason(std::string(reason));
+  finished.set_detail(termination.detail);
+  pool_->Finish(finished);
+  return stored;
+}
+
+absl::StatusOr<DataLayout> Run::AwaitLayout() {
+  HFOPT_ASSIGN_OR_RETURN(const ModelDescription model, pool_->AwaitWorkers());
+  const v1::RunOptions options = Snapshot().options();
+  if (options.num_parameters() != 0 && options.num_parameters() != static_cast<uint64_t>(model.num_parameters)) {
+    return absl::FailedPreconditionError(absl::StrCat("the run was created for ", options.num_parameters(),
+                                                      " parameters; the workers' model has ", model.num_parameters));
+  }
+  const DataLayout layout{
+      .shards = options.shards() != 0 ? static_cast<int>(options.shards()) : static_cast<int>(pool_->workers().size()),
+      .training_examples = model.training_examples,
+      .held_out_examples = model.held_out_examples};
+  if (layout.shards > layout.training_examples || layout.shards > layout.held_out_examples) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the run has ", layout.shards, " shards, but the workers have only ", layout.training_examples,
+                     " training and ", layout.held_out_examples, " held-out examples; create it with fewer shards"));
+  }
+  const int element_size = options.element_type() == v1::ELEMENT_TYPE_FLOAT64 ? 8 : 4;
+  HFOPT_RETURN_IF_ERROR(
+      CheckMemory(options_, layout.shards, model.num_parameters, element_size, environment_.memory_limit_bytes));
+  HFOPT_RETURN_IF_ERROR(UpdateRecord([&](v1::Run& record) {
+    record.mutable_options()->set_shards(layout.shards);
+    record.set_num_parameters(model.num_parameters);
+  }));
+  pool_->SetShards(layout.shards);
+  HFOPT_RETURN_IF_ERROR(pool_->AwaitWorkers().status());
+  return layout;
+}
+
+template <typename Scalar>
+absl::Status Run::Save(const OptimizerState<Scalar>& state, bool best) {
+  CheckpointView view = ViewCheckpoint(state);
+  v1::RunOptions options;
+  {
+    absl::MutexLock lock(&mu_);
+    options = record_.options();
+    *view.meta.mutable_seconds() = record_.seconds();
+    view.meta.set_best_held_out_loss(record_.best_held_out_loss());
+    view.meta.set_best_iteration(record_.best_iteration());
+  }
+  const int keep = options.keep_checkpoints() != 0 ? static_cast<int>(options.keep_checkpoints())
+                                                   : environment_.default_keep_checkpoints;
+  return environment_.store->SaveCheckpoint(id_, view, {.best = best, .keep = keep});
+}
+
+template <typename Scalar>
+absl::StatusOr<OptimizerState<Scalar>> Run::LoadOrInitialize(RemoteObjective<Scalar>& objective) {
+  absl::StatusOr<LoadedCheckpoint> loaded = environment_.store->LoadLastCheckpoint(id_);
+  if (absl::IsNotFound(loaded.status())) {
+    HFOPT_ASSIGN_OR_RETURN(Vector<Scalar> theta, objective.InitialParameters(Snapshot().options().seed()));
+    OptimizerState<Scalar> state = InitialState<Scalar>(std::move(theta), objective.layout(), options_);
+    HFOPT_RETURN_IF_ERROR(Save(state, /*best=*/false));
+    return state;
+  }
+  HFOPT_RETURN_IF_ERROR(loaded.status());
+  if (!loaded->warning.empty()) environment_.log(absl::StrCat("runs/", id_, ": ", loaded->warning));
+  HFOPT_ASSIGN_OR_RETURN(OptimizerState<Scalar> state, StateFromCheckpoint<Scalar>(std::move(loaded->checkpoint)));
+  if (state.theta.size() != objective.num_parameters()) {
+    return absl::FailedPreconditionError(absl::StrCat("the parameters stored for this run have ", state.theta.size(),
+                                                      " elements; the workers' model has ",
+                                                      objective.num_parameters()));
+  }
+  if (state.iteration == 0) state = InitialState<Scalar>(std::move(state.theta), objective.layout(), options_);
+  // Reports of iterations whose checkpoint did not reach the disk: they are done again, with the same result.
+  absl::MutexLock lock(&mu_);
+  while (!reports_.empty() && reports_.back().iteration() > static_cast<uint64_t>(state.iteration)) reports_.pop_back();
+  return state;
+}
+
+std::optional<Termination> Run::WallTimeTermination() const {
+  absl::MutexLock lock(&mu_);
+  const double limit = record_.options().max_wall_seconds();
+  if (limit == 0 || record_.seconds().total() < limit) return std::nullopt;
+  return Termination{TerminationReason::kWallTimeBudget,
+                     absl::StrCat(record_.seconds().total(), " s of ", limit, " s")};
+}
+
+template <typename Scalar>
+absl::StatusOr<Termination> Run::Drive() {
+  HFOPT_ASSIGN_OR_RETURN(const DataLayout layout, AwaitLayout());
+  const int64_t num_parameters = Snapshot().num_parameters();
+  RemoteObjective<Scalar> objective(absl::StrCat("runs/", id_), *pool_, num_parameters, layout);
+  HFOPT_ASSIGN_OR_RETURN(OptimizerState<Scalar> state, LoadOrInitialize<Scalar>(objective));
+  PoolAccounting before = pool_->accounting();
+  absl::Time start = environment_.now();
+
+  while (true) {
+    if (std::optional<Termination> end = CheckTermination(state, layout, options_.stop)) return *end;
+    if (std::optional<Termination> end = WallTimeTermination()) return *end;
+
+    HFOPT_ASSIGN_OR_RETURN(Iteration<Scalar> next, (Iterate<Scalar>(state, objective, options_)));
+    state = std::move(next.state);
+
+    // The time of saving is booked with the next iteration, because the report is stored before the checkpoint: if the power fails
+    // between the two, the iteration is done again and its report replaced; the other way round the report would be lost.
+    v1::IterationReport report = ReportToProto(next.report, layout.training_examples);
+    const PoolAccounting after = pool_->accounting();
+    const absl::Time now = environment_.now();
+    *report.mutable_seconds() = Phases(absl::ToDoubleSeconds(now - start), before, after);
+    report.set_reissued(static_cast<uint32_t>(after.reissued - before.reissued));
+    ToProto(now, report.mutable_end_time());
+    start = now;
+    before = after;
+    const bool best = IsBest(report);
+    HFOPT_RETURN_IF_ERROR(environment_.store->AppendReport(id_, report));
+    HFOPT_RETURN_IF_ERROR(Save(state, best));
+    HFOPT_RETURN_IF_ERROR(Publish(report, best));
+  }
+}
+
+bool Run::IsBest(const v1::IterationReport& report) const {
+  absl::MutexLock lock(&mu_);
+  for (const v1::IterationReport& other : reports_) {
+    if (other.held_out_examples() > report.held_out_examples()) return false;
+    if (other.held_out_examples() == report.held_out_examples() && other.held_out_loss() <= report.held_out_loss()) {
+      return false;
+    }
+  }
+  return true;
+}
+
+absl::Status Run::Publish(const v1::IterationReport& report, bool best) {
+  {
+    absl::MutexLock lock(&mu_);
+    reports_.push_back(report);
+  }
+  return UpdateRecord([&](v1::Run& record) {
+    *record.mutable_last_iteration() = report;
+    Add(report.seconds(), *record.mutable_seconds());
+    if (best) {
+      record.set_best_held_out_loss(report.held_out_loss());
+      record.set_best_iteration(report.iteration());
+    }
+  });
+}
+
+// ---------------------------------------------------------------------------------------------------------------- watching
+
+std::vector<v1::IterationReport> Run::ReportsAfter(uint64_t iteration, int limit) const {
+  absl::MutexLock lock(&mu_);
+  auto first = std::upper_bound(reports_.begin(), reports_.end(), iteration,
+                                [](uint64_t i, const v1::IterationReport& report) { return i < report.iteration(); });
+  const auto count = std::min<int64_t>(limit, reports_.end() - first);
+  return {first, first + count};
+}
+
+uint64_t Run::state_version() const {
+  absl::MutexLock lock(&mu_);
+  return state_version_;
+}
+
+int64_t Run::Subscribe(std::function<void()> changed) {
+  absl::MutexLock lock(&subscribers_mu_);
+  subscribers_[next_subscription_] = std::move(changed);
+  return next_subscription_++;
+}
+
+void Run::Unsubscribe(int64_t subscription) {
+  absl::MutexLock lock(&subscribers_mu_);
+  subscribers_.erase(subscription);
+}
+
+void Run::Notify() {
+  {
+    absl::MutexLock lock(&mu_);
+    ++state_version_;
+  }
+  absl::MutexLock lock(&subscribers_mu_);
+  for (const auto& [id, changed] : subscribers_) changed();
+}
+
+}  // namespace hfopt::server

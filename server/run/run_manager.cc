@@ -1,0 +1,131 @@
+#include "server/run/run_manager.h"
+
+#include <cmath>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "core/status_macros.h"
+#include "google/protobuf/util/message_differencer.h"
+#include "server/convert/options.h"
+#include "server/run/memory.h"
+
+namespace hfopt::server {
+namespace {
+
+// The options with every field filled in.
+absl::StatusOr<v1::RunOptions> CompleteOptions(v1::RunOptions options, const RunEnvironment& environment) {
+  if (options.element_type() == v1::ELEMENT_TYPE_UNSPECIFIED) options.set_element_type(v1::ELEMENT_TYPE_FLOAT32);
+  if (!v1::ElementType_IsValid(options.element_type())) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("options.element_type is ", static_cast<int>(options.element_type()), "; allowed: 1 (float32), 2 (float64)"));
+  }
+  constexpr uint32_t kMaxShards = 100'000;
+  if (options.shards() > kMaxShards) {
+    return absl::InvalidArgumentError(absl::StrCat("options.shards is ", options.shards(), "; allowed: 0 to ", kMaxShards));
+  }
+  if (!(options.max_wall_seconds() >= 0)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("options.max_wall_seconds is ", options.max_wall_seconds(), "; allowed: 0 (none) or more"));
+  }
+  if (options.lease_seconds() == 0) options.set_lease_seconds(absl::ToDoubleSeconds(environment.default_lease));
+  if (!(options.lease_seconds() >= 0.05 && options.lease_seconds() <= 86400)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("options.lease_seconds is ", options.lease_seconds(), "; allowed: 0 (the server's default), 0.05 to 86400"));
+  }
+  if (options.keep_checkpoints() == 0) options.set_keep_checkpoints(environment.default_keep_checkpoints);
+  if (options.keep_checkpoints() > 1'000'000) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("options.keep_checkpoints is ", options.keep_checkpoints(), "; allowed: 0 (the server's default) to 1000000"));
+  }
+  HFOPT_ASSIGN_OR_RETURN(const OptimizerOptions optimizer, OptionsFromProto(options.optimizer()));
+  *options.mutable_optimizer() = OptionsToProto(optimizer, options.optimizer().preset());
+  if (options.num_parameters() != 0) {
+    HFOPT_RETURN_IF_ERROR(CheckMemory(optimizer, std::max(1, static_cast<int>(options.shards())),
+                                      static_cast<int64_t>(std::min<uint64_t>(options.num_parameters(), 1LL << 50)),
+                                      options.element_type() == v1::ELEMENT_TYPE_FLOAT64 ? 8 : 4,
+                                      environment.memory_limit_bytes));
+  }
+  return options;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<RunManager>> RunManager::Open(RunEnvironment environment) {
+  std::unique_ptr<RunManager> manager(new RunManager(std::move(environment)));
+  HFOPT_ASSIGN_OR_RETURN(std::vector<StoredRun> stored, manager->environment_.store->ListRuns());
+  absl::MutexLock lock(&manager->mu_);
+  for (StoredRun& s : stored) {
+    const std::string name = s.run.name();
+    absl::StatusOr<std::shared_ptr<Run>> run = Run::Open(std::move(s.run), std::move(s.request_id), manager->environment_);
+    if (!run.ok()) {
+      manager->environment_.log(absl::StrCat(name.c_str(), ": cannot be recovered: ", run.status().message()));
+      continue;
+    }
+    (*run)->StartIfWasRunning();
+    manager->runs_[(*run)->id()] = *std::move(run);
+  }
+  return manager;
+}
+
+absl::StatusOr<std::shared_ptr<Run>> RunManager::Create(const v1::CreateRunRequest& request) {
+  HFOPT_RETURN_IF_ERROR(CheckRunId(request.run_id()));
+  HFOPT_ASSIGN_OR_RETURN(const v1::RunOptions options, CompleteOptions(request.options(), environment_));
+  absl::MutexLock lock(&mu_);
+  if (const auto known = runs_.find(request.run_id()); known != runs_.end()) {
+    Run& run = *known->second;
+    if (!request.request_id().empty() && request.request_id() == run.request_id()) return known->second;
+    return absl::AlreadyExistsError(absl::StrCat("runs/", request.run_id().c_str(),
+                                                 " exists already; choose another id, or delete it first"));
+  }
+  v1::Run record;
+  record.set_name(absl::StrCat("runs/", request.run_id().c_str()));
+  *record.mutable_options() = options;
+  record.set_state(v1::RUN_STATE_CREATED);
+  record.mutable_create_time()->set_seconds(absl::ToUnixSeconds(environment_.now()));
+  HFOPT_RETURN_IF_ERROR(environment_.store->PutRun(record, request.request_id()));
+  HFOPT_ASSIGN_OR_RETURN(std::shared_ptr<Run> run,
+                         Run::Open(std::move(record), request.request_id(), environment_));
+  runs_[request.run_id()] = run;
+  return run;
+}
+
+absl::StatusOr<std::shared_ptr<Run>> RunManager::Find(absl::string_view name) const {
+  HFOPT_ASSIGN_OR_RETURN(const std::string id, RunIdFromName(name));
+  absl::MutexLock lock(&mu_);
+  const auto run = runs_.find(id);
+  if (run == runs_.end()) {
+    return absl::NotFoundError(absl::StrCat("there is no run ", name, "; ListRuns names those there are"));
+  }
+  return run->second;
+}
+
+std::vector<std::shared_ptr<Run>> RunManager::List(const std::string& after_id, size_t limit) const {
+  absl::MutexLock lock(&mu_);
+  std::vector<std::shared_ptr<Run>> runs;
+  for (auto it = runs_.upper_bound(after_id); it != runs_.end() && runs.size() < limit; ++it) runs.push_back(it->second);
+  return runs;
+}
+
+absl::Status RunManager::Delete(absl::string_view name) {
+  HFOPT_ASSIGN_OR_RETURN(const std::shared_ptr<Run> run, Find(name));
+  const v1::Run snapshot = run->Snapshot();
+  if (snapshot.state() == v1::RUN_STATE_RUNNING || snapshot.state() == v1::RUN_STATE_WAITING_FOR_WORKERS) {
+    return absl::FailedPreconditionError(absl::StrCat(name, " is active; pause or cancel it first"));
+  }
+  {
+    absl::MutexLock lock(&mu_);
+    if (runs_.erase(run->id()) == 0) return absl::NotFoundError(absl::StrCat("there is no run ", name));
+  }
+  run->Shutdown();
+  run->pool()->CloseSessions(absl::NotFoundError(absl::StrCat(name, " was deleted")));
+  return environment_.store->DeleteRun(run->id());
+}
+
+void RunManager::Shutdown() {
+  for (const std::shared_ptr<Run>& run : List("", SIZE_MAX)) {
+    run->Shutdown();
+    run->pool()->CloseSessions(absl::UnavailableError("the server is shutting down; dial again"));
+  }
+}
+
+}  // namespace hfopt::server

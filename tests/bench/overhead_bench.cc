@@ -1,0 +1,110 @@
+// What the service costs: the same training in this process, and through a server and one worker, real processes on loopback. Both have
+// one thread for the model. Wall time from the first iteration's start to the last one's end, checkpoints included.
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "client/models/model_factory.h"
+#include "nlohmann/json.hpp"
+#include "tests/support/local_objective.h"
+#include "tests/support/process.h"
+#include "tests/support/test_server.h"
+
+namespace hfopt::testing {
+namespace {
+
+constexpr char kLayers[] = "440-1024-512-102";  // 1,028,710 parameters
+constexpr int kIterations = 8;
+constexpr int kRounds = 3;
+constexpr uint64_t kSeed = 1;
+
+v1::OptimizerOptions Options() {
+  v1::OptimizerOptions options;
+  options.set_preset(v1::OptimizerOptions::PRESET_ACCELERATED);
+  options.mutable_stop()->set_max_iterations(kIterations);
+  return options;
+}
+
+struct Measurement {
+  double seconds = 0;
+  Vector<float> theta;
+  v1::PhaseSeconds phases;
+};
+
+Measurement TrainInProcess() {
+  auto model = models::MakeModel<float>({.task = "an4", .data = HFOPT_AN4_DATA, .layers = kLayers}).value();
+  LocalObjective<float> objective(*model, 1);
+  Vector<float> theta = model->InitialParameters(kSeed).value();
+  const auto start = std::chrono::steady_clock::now();
+  Measurement result;
+  result.theta = RunLocally<float>(objective, std::move(theta), Options()).theta;
+  result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return result;
+}
+
+Measurement TrainThroughTheService() {
+  TemporaryDirectory state;
+  Process server({HFOPT_SERVER_BINARY, "--address", "127.0.0.1:0", "--state-dir", state.path()});
+  const std::string address = server.AwaitErrorLine("listening on ");
+  Process worker({HFOPT_WORKER_BINARY, "--server", address, "--run", "r", "--worker-id", "w", "--task", "an4", "--data",
+                  HFOPT_AN4_DATA, "--layers", kLayers});
+  client::RunClient client(client::MakeChannel(address));
+  v1::RunOptions options;
+  options.set_shards(1);
+  options.set_seed(kSeed);
+  *options.mutable_optimizer() = Options();
+  EXPECT_TRUE(client.Create("r", options).ok());
+  EXPECT_TRUE(client.Start("r").ok());
+  const auto run = client.Watch("r", 0, [](const v1::WatchRunResponse&) { return true; });
+  EXPECT_TRUE(run.ok()) << run.status();
+  Measurement result;
+  result.phases = run->seconds();
+  result.seconds = result.phases.total() - result.phases.waiting();
+  result.theta = client.DownloadLast<float>("r")->theta;
+  return result;
+}
+
+double Median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+int Main() {
+  std::vector<double> ratios, in_process, service;
+  v1::PhaseSeconds phases;
+  for (int round = 0; round < kRounds; ++round) {
+    const Measurement local = TrainInProcess();
+    const Measurement remote = TrainThroughTheService();
+    if (local.theta != remote.theta) {
+      std::fprintf(stderr, "overhead: the two did not compute the same bits\n");
+      return 1;
+    }
+    in_process.push_back(local.seconds);
+    service.push_back(remote.seconds);
+    ratios.push_back(remote.seconds / local.seconds);
+    phases = remote.phases;
+    std::printf("round %d: in process %.2f s, through the service %.2f s, ratio %.3f\n", round + 1, local.seconds,
+                remote.seconds, ratios.back());
+  }
+  const nlohmann::json result = {{"bench", "overhead"},
+                                 {"parameters", 1028710},
+                                 {"iterations", kIterations},
+                                 {"rounds", kRounds},
+                                 {"in_process_seconds", Median(in_process)},
+                                 {"service_seconds", Median(service)},
+                                 {"client_compute_seconds", phases.client_compute()},
+                                 {"transport_seconds", phases.transport()},
+                                 {"server_arithmetic_seconds", phases.server_arithmetic()},
+                                 {"ratio", Median(ratios)}};
+  std::printf("%s\n", result.dump().c_str());
+  return 0;
+}
+
+}  // namespace
+}  // namespace hfopt::testing
+
+int main() { return hfopt::testing::Main(); }

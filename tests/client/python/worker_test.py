@@ -1,0 +1,211 @@
+"""The Python example's conversation with a scripted server."""
+import os
+import pathlib
+import tempfile
+import threading
+import unittest
+from concurrent import futures
+
+import grpc
+import numpy as np
+
+import digits
+import worker
+from hfopt.v1 import evaluation_pb2, evaluation_service_pb2_grpc, vector_pb2
+from hfopt.v1.evaluation_service_pb2 import Cancel, Finished, Release, SessionResponse, Welcome
+
+SOURCE = pathlib.Path(os.environ["HFOPT_SOURCE_FOLDER"])
+
+
+class Abort(Exception):
+    pass
+
+
+class Server(evaluation_service_pb2_grpc.EvaluationServiceServicer):
+    """Plays the i-th script, a generator function of the worker's messages, to the i-th session."""
+
+    def __init__(self, *scripts):
+        self.scripts, self.sessions, self.error = scripts, 0, None
+
+    def Session(self, requests, context):
+        script = self.scripts[self.sessions]
+        self.sessions += 1
+        try:
+            yield from script(requests)
+        except Abort as e:
+            context.abort(*e.args)
+        except Exception as e:  # of the test
+            self.error = self.error or e
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, repr(e))
+
+
+def welcome(element_type=vector_pb2.ELEMENT_TYPE_FLOAT64, lease=60):
+    return SessionResponse(welcome=Welcome(protocol_version=1, element_type=element_type, shards=2, lease_seconds=lease))
+
+
+def vector(name, values, chunk=4096):
+    data = values.tobytes()
+    yield SessionResponse(vector_header=vector_pb2.VectorHeader(transfer=5, name=name, size=len(values)))
+    for offset in range(0, len(data), chunk):
+        yield SessionResponse(vector_chunk=vector_pb2.VectorChunk(transfer=5, offset=offset, data=data[offset:offset + chunk]))
+
+
+def request(id, count=20, **kind):
+    window = evaluation_pb2.Slice(data_set=evaluation_pb2.DATA_SET_TRAINING, shard=1, shards=2, begin=690, count=count)
+    return SessionResponse(evaluation=evaluation_pb2.EvaluationRequest(id=id, slice=window, **kind))
+
+
+def read_answer(messages):
+    vectors = {}
+    for message in messages:
+        kind = message.WhichOneof("message")
+        if kind == "vector_header":
+            vectors[message.vector_header.transfer] = b""
+        elif kind == "vector_chunk":
+            vectors[message.vector_chunk.transfer] += message.vector_chunk.data
+        else:
+            return message.answer, {t: np.frombuffer(b, "<f8") for t, b in vectors.items()}
+
+
+POINT = evaluation_pb2.Point(base=b"theta", terms=[evaluation_pb2.Term(coefficient=-0.5, vector=b"v")])
+INDICES = np.r_[700 + 690:1400, 700:710]  # the window wraps round in its shard
+
+
+class WorkerTest(unittest.TestCase):
+    def setUp(self):
+        self.model = digits.DigitsModel(SOURCE / "client/models/digits")
+        self.theta = self.model.initial_parameters(1, np.float64)
+        self.v = np.random.default_rng(1).standard_normal(len(self.theta))
+        self.x = self.theta + -0.5 * self.v
+        self.worker = worker.Worker(self.model, "digits", "py-1")
+
+    def serve(self, *scripts):
+        server, service = grpc.server(futures.ThreadPoolExecutor(4)), Server(*scripts)
+        evaluation_service_pb2_grpc.add_EvaluationServiceServicer_to_server(service, server)
+        with tempfile.TemporaryDirectory() as folder:
+            server.add_insecure_port(f"unix:{folder}/socket")
+            server.start()
+            try:
+                with grpc.insecure_channel(f"unix:{folder}/socket") as channel:
+                    return self.worker.run(channel)
+            finally:
+                server.stop(None).wait()
+                if service.error:
+                    raise service.error
+
+    def test_holds_the_whole_conversation(self):
+        def script(messages):
+            hello = next(messages).hello
+            self.assertEqual((hello.run_id, hello.worker_id, hello.num_parameters), ("digits", "py-1", 2410))
+            self.assertEqual((hello.training_examples, hello.held_out_examples), (1400, 397))
+            yield welcome()
+            yield from vector(b"theta", self.theta)
+            yield from vector(b"v", self.v)
+
+            points = [evaluation_pb2.Point(base=b"theta"), POINT]
+            yield request(1, losses=evaluation_pb2.LossesRequest(points=points))
+            answer, _ = read_answer(messages)
+            self.assertEqual(answer.request_id, 1)
+            expected = [self.model.loss(t, False, INDICES) for t in (self.theta, self.x)]
+            self.assertEqual(list(answer.losses.loss_sums), [e[0] for e in expected])
+            self.assertEqual(list(answer.losses.metrics[0].sums), [e[2]["errors"] for e in expected])
+            self.assertEqual(answer.losses.weight, 20)
+
+            yield request(2, gradient=evaluation_pb2.GradientRequest(point=POINT, sub_batches=3, second_moment=True))
+            answer, vectors = read_answer(messages)
+            _, _, gradient, squares = self.model.gradient(self.x, False, INDICES, squares=True)
+            np.testing.assert_allclose(vectors[answer.gradient.gradient_transfer], gradient, rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(vectors[answer.gradient.second_moment_transfer], squares, rtol=1e-9, atol=1e-12)
+            self.assertEqual([s.weight for s in answer.gradient.sub_batches], [6, 7, 7])
+
+            for id in 3, 4:
+                yield request(id, product=evaluation_pb2.ProductRequest(point=POINT, direction=b"v"))
+                answer, vectors = read_answer(messages)
+                np.testing.assert_array_equal(vectors[answer.product.product_transfer],
+                                              self.model.linearize(self.x, False, INDICES)(self.v))
+            self.assertEqual(len(self.worker.linearizations), 1)
+
+            yield SessionResponse(release=Release(vectors=[b"v"]))
+            yield request(5, initial_parameters=evaluation_pb2.InitialParametersRequest(seed=1))
+            answer, vectors = read_answer(messages)
+            np.testing.assert_array_equal(vectors[answer.initial_parameters.parameters_transfer], self.theta)
+            self.assertEqual((len(self.worker.linearizations), set(self.worker.vectors)), (0, {b"theta"}))
+            yield SessionResponse(cancel=Cancel(request_id=5))
+            yield SessionResponse(finished=Finished(reason="CONVERGED", detail="at once"))
+
+        self.assertEqual(self.serve(script), "CONVERGED at once")
+
+    def test_answers_what_it_cannot_compute_with_a_failure(self):
+        def script(messages):
+            next(messages)
+            yield welcome()
+            yield from vector(b"theta", self.theta)
+            yield request(1, count=701, losses=evaluation_pb2.LossesRequest(points=[evaluation_pb2.Point(base=b"theta")]))
+            answer, _ = read_answer(messages)
+            self.assertIn("window of 701 from 690 does not fit into a shard of 700", answer.failure.message)
+            self.assertEqual(answer.failure.code, grpc.StatusCode.INTERNAL.value[0])
+            yield SessionResponse(finished=Finished(reason="CANCELLED"))
+
+        self.serve(script)
+
+    def test_dials_again_and_states_what_it_holds(self):
+        def first(messages):
+            next(messages)
+            yield welcome()
+            yield from vector(b"theta", self.theta)
+            yield from list(vector(b"v", self.v))[:-1]
+            raise Abort(grpc.StatusCode.UNAVAILABLE, "the link broke")
+
+        def second(messages):
+            hello = next(messages).hello
+            self.assertEqual(list(hello.held_vectors), [b"theta"])
+            self.assertEqual(hello.incarnation, self.worker.incarnation)
+            yield welcome()
+            yield SessionResponse(finished=Finished(reason="CONVERGED"))
+
+        self.serve(first, second)
+
+    def test_renews_its_lease_while_the_model_computes(self):
+        may_answer = threading.Event()
+        self.model.loss = lambda *_: (may_answer.wait(60), 1, {})
+
+        def script(messages):
+            next(messages)
+            yield welcome(lease=0.03)
+            yield from vector(b"theta", self.theta)
+            yield request(1, losses=evaluation_pb2.LossesRequest(points=[evaluation_pb2.Point(base=b"theta")]))
+            for _ in range(5):
+                self.assertEqual(next(messages).WhichOneof("message"), "lease_renewal")
+            may_answer.set()
+            while next(messages).WhichOneof("message") != "answer":
+                pass
+            yield SessionResponse(finished=Finished(reason="CONVERGED"))
+
+        self.serve(script)
+
+    def test_leaves_after_its_current_answer(self):
+        def script(messages):
+            next(messages)
+            yield welcome()
+            yield from vector(b"theta", self.theta)
+            loss = self.model.loss
+            self.model.loss = lambda *a: (self.worker.leave(), loss(*a))[1]
+            yield request(1, losses=evaluation_pb2.LossesRequest(points=[evaluation_pb2.Point(base=b"theta")]))
+            self.assertEqual(next(messages).WhichOneof("message"), "drain")
+            self.assertEqual(next(messages).answer.request_id, 1)
+            self.assertIsNone(next(messages, None))
+
+        self.assertEqual(self.serve(script), "left as asked")
+
+    def test_ends_when_it_is_refused(self):
+        def script(messages):
+            next(messages)
+            raise Abort(grpc.StatusCode.INVALID_ARGUMENT, "num_parameters: 2410, but the run has 4")
+            yield
+
+        with self.assertRaisesRegex(SystemExit, "refused: num_parameters: 2410, but the run has 4"):
+            self.serve(script)
+
+
+if __name__ == "__main__":
+    unittest.main()

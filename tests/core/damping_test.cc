@@ -1,0 +1,100 @@
+#include "core/damping.h"
+
+#include <cmath>
+#include <limits>
+
+#include "gtest/gtest.h"
+
+namespace hfopt {
+namespace {
+
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+TEST(ReductionRatio, IsActualOverPredicted) {
+  EXPECT_EQ(ReductionRatio(3, 4), 0.75);
+  EXPECT_EQ(ReductionRatio(-3, 4), -0.75);
+  EXPECT_EQ(ReductionRatio(0, 4), 0);
+}
+
+TEST(ReductionRatio, IsNanUnlessBothAreFiniteAndAReductionIsPredicted) {
+  const double bad[][2] = {{1, 0},    {1, -1},        {-1, -1},        {0, 0},        {1, kNaN},
+                           {kNaN, 1}, {kInfinity, 1}, {-kInfinity, 1}, {1, kInfinity}};
+  for (const auto& [actual, predicted] : bad) {
+    EXPECT_TRUE(std::isnan(ReductionRatio(actual, predicted))) << actual << " / " << predicted;
+  }
+}
+
+TEST(Damping, LevenbergMarquardtRowByRow) {
+  const DampingOptions options{.rule = DampingRule::kLevenbergMarquardt};
+  const struct {
+    double rho, factor;
+  } rows[] = {{kNaN, 1.5}, {-kInfinity, 1.5}, {-1, 1.5},        {0, 1.5},    {0.2499, 1.5}, {0.25, 1},
+              {0.5, 1},    {0.75, 1},         {0.7501, 2. / 3}, {1, 2. / 3}, {100, 2. / 3}};
+  for (const auto& [rho, factor] : rows) {
+    EXPECT_DOUBLE_EQ(NextDamping(6, rho, /*accepted=*/true, options), 6 * factor) << rho;
+    EXPECT_DOUBLE_EQ(NextDamping(6, rho, /*accepted=*/false, options), 6 * 1.5) << rho;
+  }
+}
+
+TEST(Damping, ContinuousRowByRow) {
+  const DampingOptions options{.rule = DampingRule::kContinuous, .target_ratio = 0.5};
+  const struct {
+    double rho, factor;
+  } rows[] = {{kNaN, 4},
+              {-kInfinity, 4},
+              {-10, 4},
+              {0, std::sqrt(10)},
+              {0.25, std::pow(10, 0.25)},
+              {0.5, 1},
+              {0.75, std::pow(10, -0.25)},
+              {1, 1 / std::sqrt(10)},
+              {10, 1. / 8}};
+  for (const auto& [rho, factor] : rows) {
+    EXPECT_DOUBLE_EQ(NextDamping(6, rho, /*accepted=*/true, options), 6 * factor) << rho;
+  }
+}
+
+TEST(Damping, RejectedStepIsTreatedAsAZeroRatioAtBest) {
+  const DampingOptions options{.rule = DampingRule::kContinuous};
+  for (const double rho : {0.1, 0.5, 3.0}) {
+    EXPECT_EQ(NextDamping(1, rho, false, options), NextDamping(1, 0, true, options)) << rho;
+  }
+  EXPECT_EQ(NextDamping(1, -5, false, options), 4) << "a worse ratio stays as bad as it is";
+  EXPECT_EQ(NextDamping(1, kNaN, false, options), 4);
+}
+
+TEST(Damping, RejectedStepNeverLowersLambda) {
+  for (const DampingRule rule : {DampingRule::kLevenbergMarquardt, DampingRule::kContinuous, DampingRule::kConstant}) {
+    for (const double rho : {kNaN, -kInfinity, -1.0, 0.0, 0.3, 0.6, 0.9, 5.0, kInfinity}) {
+      EXPECT_GE(NextDamping(0.7, rho, false, {.rule = rule}), 0.7) << rho;
+    }
+  }
+}
+
+TEST(Damping, ConstantIsConstant) {
+  for (const double rho : {kNaN, 0.0, 1.0}) {
+    EXPECT_EQ(NextDamping(0.3, rho, true, {.rule = DampingRule::kConstant}), 0.3);
+  }
+}
+
+TEST(Damping, StaysWithinItsBoundsThroughAThousandIterations) {
+  for (const DampingRule rule : {DampingRule::kLevenbergMarquardt, DampingRule::kContinuous}) {
+    const DampingOptions options{.rule = rule, .min = 1e-3, .max = 1e4};
+    double up = 1, down = 1;
+    for (int i = 0; i < 1000; ++i) {
+      up = NextDamping(up, kNaN, false, options);
+      down = NextDamping(down, 100, true, options);
+      ASSERT_LE(up, 1e4);
+      ASSERT_GE(down, 1e-3);
+    }
+    EXPECT_EQ(up, 1e4);
+    EXPECT_EQ(down, 1e-3);
+  }
+  double lambda = 1;
+  for (int i = 0; i < 1000; ++i) lambda = NextDamping(lambda, kNaN, false, {});
+  EXPECT_TRUE(std::isfinite(lambda)) << "with the default bounds";
+}
+
+}  // namespace
+}  // namespace hfopt

@@ -1,0 +1,61 @@
+// The smallest worker: least squares, one example for each parameter. Prints the error of a server that is not there.
+
+#include <iostream>
+
+#include "client/cpp/model_worker.h"
+#include "client/cpp/run_client.h"
+
+namespace hc = hfopt::client;
+using Vector = hc::Vector<double>;
+
+// loss = sum over examples i of (theta_i - i)^2 / 2.
+struct Quadratic : hc::Model<double> {
+  int64_t num_parameters() const override { return 4; }
+  int64_t num_examples(hc::DataSet) const override { return 4; }
+  std::string signature() const override { return "quadratic"; }
+
+  absl::StatusOr<hc::LossSum> Loss(const Vector& theta, const hc::Examples& examples) override {
+    Vector ignored(4);
+    return Gradient(theta, examples, ignored);
+  }
+  absl::StatusOr<hc::LossSum> Gradient(const Vector& theta, const hc::Examples& examples, Vector& gradient) override {
+    hc::LossSum sum;
+    gradient.setZero();
+    for (const hc::IndexRange& range : examples.ranges) {
+      for (int64_t i = range.begin; i < range.end; ++i) {
+        gradient[i] = theta[i] - static_cast<double>(i);
+        sum.loss += gradient[i] * gradient[i] / 2;
+        sum.weight += 1;
+      }
+    }
+    return sum;
+  }
+
+  struct Identity : hc::Linearization<double> {
+    explicit Identity(hc::Examples e) : examples(std::move(e)) {}
+    absl::Status GaussNewtonProduct(const Vector& v, Vector& product) override {
+      product.setZero();
+      for (const hc::IndexRange& range : examples.ranges) {
+        for (int64_t i = range.begin; i < range.end; ++i) product[i] = v[i];
+      }
+      return absl::OkStatus();
+    }
+    double weight() const override { return static_cast<double>(examples.size()); }
+    hc::Examples examples;
+  };
+  absl::StatusOr<std::unique_ptr<hc::Linearization<double>>> Linearize(const Vector&,
+                                                                       const hc::Examples& examples) override {
+    return std::make_unique<Identity>(examples);
+  }
+};
+
+int main() {
+  Quadratic model;
+  hc::ModelWorker<double> worker(model, {.channel = hc::MakeChannel("127.0.0.1:1"),
+                                         .run_id = "quadratic",
+                                         .worker_id = "w",
+                                         .give_up_after = absl::ZeroDuration()});
+  const absl::StatusOr<hc::Finished> finished = worker.Run();
+  std::cout << finished.status() << "\n";
+  return absl::IsUnavailable(finished.status()) ? 0 : 1;
+}

@@ -1,0 +1,178 @@
+// Workers without manners, beside one that has some: the run ends with the bits of an undisturbed one.
+
+#include <memory>
+#include <string>
+
+#include "client/models/model_factory.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/support/local_objective.h"
+#include "tests/support/mock_worker.h"
+#include "tests/support/test_server.h"
+
+namespace hfopt::testing {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using Action = MockWorker::Action;
+
+constexpr int kShards = 2;
+
+std::unique_ptr<client::Model<float>> MakeDigits() {
+  return models::MakeModel<float>({.task = "digits", .data = HFOPT_DIGITS_DATA, .layers = "64-12-10"}).value();
+}
+
+v1::OptimizerOptions ShortRun() {
+  v1::OptimizerOptions options;
+  options.set_preset(v1::OptimizerOptions::PRESET_ACCELERATED);
+  options.mutable_samples()->set_initial_gradient_examples(300);
+  options.mutable_samples()->set_min_curvature_examples(100);
+  options.mutable_stop()->set_max_iterations(3);
+  return options;
+}
+
+class MockWorkerTest : public ::testing::Test {
+ protected:
+  MockWorkerTest() : client_(server_.Client()) {
+    v1::RunOptions options;
+    options.set_shards(kShards);
+    options.set_lease_seconds(0.3);
+    *options.mutable_optimizer() = ShortRun();
+    EXPECT_TRUE(client_.Create("r", options).ok());
+    EXPECT_TRUE(client_.Start("r").ok());
+  }
+
+  v1::Hello HelloOf(const std::string& worker_id) {
+    v1::Hello hello;
+    hello.set_run_id("r");
+    hello.set_worker_id(worker_id);
+    return hello;
+  }
+  std::unique_ptr<MockWorker> Mock(MockWorker::Misbehave misbehave) {
+    return std::make_unique<MockWorker>(MakeDigits(), server_.address(), HelloOf("mock"), std::move(misbehave));
+  }
+  std::unique_ptr<WorkerThread<float>> GoodWorker() {
+    return std::make_unique<WorkerThread<float>>(MakeDigits(), server_.address(), "r", "good");
+  }
+  v1::Run AwaitEnd() {
+    auto run = client_.Watch("r", 0, [](const v1::WatchRunResponse&) { return true; });
+    EXPECT_TRUE(run.ok()) << run.status();
+    return run.value_or(v1::Run());
+  }
+  void ExpectUndisturbedBits() {
+    const v1::Run run = AwaitEnd();
+    ASSERT_EQ(run.state(), v1::RUN_STATE_ENDED) << run.state_detail();
+    auto model = MakeDigits();
+    LocalObjective<float> objective(*model, kShards);
+    const auto local = RunLocally<float>(objective, *model->InitialParameters(0), ShortRun());
+    const auto remote = client_.DownloadLast<float>("r");
+    ASSERT_TRUE(remote.ok()) << remote.status();
+    EXPECT_EQ(remote->theta, local.theta);
+  }
+
+  TestServer server_;
+  client::RunClient client_;
+};
+
+TEST_F(MockWorkerTest, AnswersEverythingTwice) {
+  const auto mock = Mock([](int, auto&) { return Action::kAnswerTwice; });
+  ExpectUndisturbedBits();
+}
+
+TEST_F(MockWorkerTest, FallsSilent) {
+  const auto mock = Mock([](int number, auto&) { return number < 5 ? Action::kAnswer : Action::kStaySilent; });
+  const auto good = GoodWorker();
+  ExpectUndisturbedBits();
+}
+
+TEST_F(MockWorkerTest, Dies) {
+  const auto mock = Mock([](int number, auto&) { return number < 7 ? Action::kAnswer : Action::kDie; });
+  const auto good = GoodWorker();
+  ExpectUndisturbedBits();
+}
+
+TEST_F(MockWorkerTest, AnswersWithAnotherKind) {
+  const auto mock = Mock([](int number, auto& evaluated) {
+    if (number == 4) {
+      evaluated.answer.mutable_losses()->set_weight(1);
+      evaluated.vectors.clear();
+    }
+    return Action::kAnswer;
+  });
+  const auto good = GoodWorker();
+  ExpectUndisturbedBits();
+  EXPECT_THAT(std::string(mock->AwaitEnd().message()), HasSubstr("not of kind"));
+}
+
+TEST_F(MockWorkerTest, SendsATruncatedVector) {
+  const auto mock = Mock([](int number, auto& evaluated) {
+    if (number == 3) evaluated.vectors[0].second.conservativeResize(5);
+    return Action::kAnswer;
+  });
+  const auto good = GoodWorker();
+  ExpectUndisturbedBits();
+  EXPECT_THAT(std::string(mock->AwaitEnd().message()), AllOf(HasSubstr("5"), HasSubstr("910")));
+}
+
+TEST_F(MockWorkerTest, ANonFiniteGradientStopsTheRunAndIsNamed) {
+  const auto mock = Mock([](int number, auto& evaluated) {
+    if (number == 1) evaluated.vectors[0].second[123] = NAN;  // after the initial parameters
+    return Action::kAnswer;
+  });
+  const v1::Run run = AwaitEnd();
+  EXPECT_EQ(run.state(), v1::RUN_STATE_FAILED);
+  EXPECT_THAT(run.state_detail(), AllOf(HasSubstr("runs/r"), HasSubstr("shard 0"), HasSubstr("worker mock"),
+                                        HasSubstr("gradient"), HasSubstr("index 123")));
+  // Nothing is lost: with the model mended the run goes on.
+  ASSERT_TRUE(client_.Resume("r").ok());
+  ExpectUndisturbedBits();
+}
+
+TEST_F(MockWorkerTest, AnInfiniteLossRejectsTheTrialOnly) {
+  // Of every losses answer the first trial overflows: another iterate, or a shorter step, is taken, or the step is rejected.
+  const auto mock = Mock([](int, auto& evaluated) {
+    if (evaluated.answer.has_losses()) evaluated.answer.mutable_losses()->set_loss_sums(0, INFINITY);
+    return Action::kAnswer;
+  });
+  const v1::Run run = AwaitEnd();
+  EXPECT_EQ(run.state(), v1::RUN_STATE_ENDED) << run.state_detail();
+  EXPECT_TRUE(std::isfinite(run.last_iteration().held_out_loss()));
+}
+
+TEST_F(MockWorkerTest, AModelFailureStopsTheRunAndIsNamed) {
+  const auto mock = Mock([](int number, auto& evaluated) {
+    if (number == 2) {
+      evaluated.vectors.clear();
+      evaluated.answer.mutable_failure()->set_code(8);
+      evaluated.answer.mutable_failure()->set_message("out of memory");
+    }
+    return Action::kAnswer;
+  });
+  const v1::Run run = AwaitEnd();
+  EXPECT_EQ(run.state(), v1::RUN_STATE_FAILED);
+  EXPECT_THAT(run.state_detail(), AllOf(HasSubstr("worker mock"), HasSubstr("out of memory")));
+}
+
+TEST_F(MockWorkerTest, AWrongSizeIsRefusedWithBothValues) {
+  const auto good = GoodWorker();
+  while (client_.Get("r")->num_parameters() == 0) std::this_thread::yield();
+  v1::Hello hello = HelloOf("mock");
+  hello.set_num_parameters(7);
+  MockWorker mock(MakeDigits(), server_.address(), hello, [](int, auto&) { return Action::kAnswer; });
+  const absl::Status end = mock.AwaitEnd();
+  EXPECT_EQ(end.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(end.message()), AllOf(HasSubstr("7"), HasSubstr("910")));
+}
+
+TEST_F(MockWorkerTest, AnUnknownRunIsNotFound) {
+  v1::Hello hello = HelloOf("mock");
+  hello.set_run_id("nothing-here");
+  MockWorker mock(MakeDigits(), server_.address(), hello, [](int, auto&) { return Action::kAnswer; });
+  const absl::Status end = mock.AwaitEnd();
+  EXPECT_EQ(end.code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(std::string(end.message()), HasSubstr("nothing-here"));
+}
+
+}  // namespace
+}  // namespace hfopt::testing

@@ -1,0 +1,118 @@
+// The promise that everything else rests on: a run through gRPC, with any number of workers, has the bits of the optimizer alone.
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "client/models/model_factory.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/support/local_objective.h"
+#include "tests/support/test_server.h"
+
+namespace hfopt::testing {
+namespace {
+
+template <typename Scalar>
+std::unique_ptr<client::Model<Scalar>> DigitsModel() {
+  return models::MakeModel<Scalar>({.task = "digits", .data = HFOPT_DIGITS_DATA, .layers = "64-20-10", .l2 = 1e-4})
+      .value();
+}
+
+// Growing samples of everything, so that windows move and wrap, and every kind of evaluation with every extra.
+v1::OptimizerOptions SmallAccelerated() {
+  v1::OptimizerOptions options;
+  options.set_preset(v1::OptimizerOptions::PRESET_ACCELERATED);
+  options.mutable_samples()->set_initial_gradient_examples(150);
+  options.mutable_samples()->set_growth_factor(1.5);
+  options.mutable_samples()->set_curvature_fraction(0.3);
+  options.mutable_samples()->set_min_curvature_examples(40);
+  options.mutable_samples()->set_min_held_out_examples(60);
+  options.mutable_stop()->set_max_iterations(6);
+  return options;
+}
+
+v1::OptimizerOptions WithEveryExtra() {
+  v1::OptimizerOptions options = SmallAccelerated();
+  options.mutable_samples()->set_growth(v1::SampleOptions::GROWTH_VARIANCE);
+  options.mutable_conjugate_gradient()->set_noise_factor(0.1);
+  options.mutable_preconditioner()->set_lbfgs(v1::PreconditionerOptions::LBFGS_FLEXIBLE);
+  options.mutable_preconditioner()->set_memory(4);
+  options.mutable_preconditioner()->set_diagonal(v1::PreconditionerOptions::DIAGONAL_SQUARED_GRADIENTS);
+  options.mutable_damping()->set_actual_reduction(v1::DampingOptions::ACTUAL_REDUCTION_GRADIENT_SAMPLE_AT_LAST);
+  return options;
+}
+
+v1::OptimizerOptions Published() {
+  v1::OptimizerOptions options;
+  options.set_preset(v1::OptimizerOptions::PRESET_PUBLISHED);
+  options.mutable_samples()->set_curvature_fraction(0.1);
+  options.mutable_stop()->set_max_iterations(4);
+  return options;
+}
+
+struct Case {
+  std::string name;
+  int workers;
+  v1::OptimizerOptions options;
+};
+
+class RemoteEqualsLocal : public ::testing::TestWithParam<Case> {};
+
+template <typename Scalar>
+void ExpectSameBits(const Case& c) {
+  constexpr int kShards = 3;
+  TestServer server;
+  client::RunClient client = server.Client();
+  v1::RunOptions options;
+  options.set_element_type(wire::ElementTypeOf<Scalar>());
+  options.set_shards(kShards);
+  options.set_seed(7);
+  *options.mutable_optimizer() = c.options;
+  ASSERT_TRUE(client.Create("digits", options).ok());
+  ASSERT_TRUE(client.Start("digits").ok());
+  std::vector<std::unique_ptr<WorkerThread<Scalar>>> workers;
+  for (int w = 0; w < c.workers; ++w) {
+    workers.push_back(std::make_unique<WorkerThread<Scalar>>(DigitsModel<Scalar>(), server.address(), "digits",
+                                                             absl::StrCat("w-", w)));
+  }
+  std::vector<v1::IterationReport> reports;
+  const auto ended = client.Watch("digits", 0, [&](const v1::WatchRunResponse& event) {
+    if (event.has_iteration()) reports.push_back(event.iteration());
+    return true;
+  });
+  ASSERT_TRUE(ended.ok()) << ended.status();
+  EXPECT_EQ(ended->state(), v1::RUN_STATE_ENDED) << ended->state_detail();
+  EXPECT_EQ(ended->termination().reason(), v1::Termination::REASON_ITERATION_BUDGET);
+  for (auto& worker : workers) {
+    ASSERT_TRUE(worker->Join().ok()) << worker->Join().status();
+    EXPECT_EQ(worker->Join()->reason, "ITERATION_BUDGET");
+  }
+  const auto remote = client.DownloadLast<Scalar>("digits");
+  ASSERT_TRUE(remote.ok()) << remote.status();
+
+  auto model = DigitsModel<Scalar>();
+  LocalObjective<Scalar> objective(*model, kShards);
+  const OptimizerState<Scalar> local = RunLocally<Scalar>(objective, *model->InitialParameters(7), c.options);
+  EXPECT_EQ(remote->theta, local.theta);
+  ASSERT_EQ(reports.size(), static_cast<size_t>(local.iteration));
+  EXPECT_EQ(reports.back().held_out_loss(), local.held_out_loss);
+  EXPECT_EQ(reports.back().cost().products(), static_cast<uint64_t>(local.cost.products));
+  EXPECT_EQ(reports.back().cost().losses(), static_cast<uint64_t>(local.cost.losses));
+  EXPECT_LT(local.held_out_loss, reports.front().held_out_loss()) << "nothing was learnt";
+}
+
+TEST_P(RemoteEqualsLocal, Float32) { ExpectSameBits<float>(GetParam()); }
+TEST_P(RemoteEqualsLocal, Float64) { ExpectSameBits<double>(GetParam()); }
+
+INSTANTIATE_TEST_SUITE_P(Workers, RemoteEqualsLocal,
+                         ::testing::Values(Case{"OneWorker", 1, SmallAccelerated()},
+                                           Case{"TwoWorkers", 2, SmallAccelerated()},
+                                           Case{"ThreeWorkers", 3, SmallAccelerated()},
+                                           Case{"EveryExtra", 2, WithEveryExtra()},
+                                           Case{"Published", 2, Published()}),
+                         [](const auto& info) { return info.param.name; });
+
+}  // namespace
+}  // namespace hfopt::testing

@@ -1,0 +1,252 @@
+// The run service through real channels: states, refusals, paging, parameters, health and reflection.
+
+#include <string>
+#include <vector>
+
+#include "client/models/model_factory.h"
+#include "gmock/gmock.h"
+#include "grpcpp/generic/generic_stub.h"
+#include "gtest/gtest.h"
+#include "proto/wire/status.h"
+#include "tests/support/test_server.h"
+
+namespace hfopt::testing {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+class ServiceTest : public ::testing::Test {
+ protected:
+  std::unique_ptr<WorkerThread<float>> StartWorker(const std::string& run_id) {
+    return std::make_unique<WorkerThread<float>>(
+        models::MakeModel<float>({.task = "digits", .data = HFOPT_DIGITS_DATA, .layers = "64-10"}).value(),
+        server_.address(), run_id, "w");
+  }
+  v1::RunOptions Options(uint64_t iterations) {
+    v1::RunOptions options;
+    options.set_shards(1);
+    options.mutable_optimizer()->mutable_samples()->set_initial_gradient_examples(200);
+    options.mutable_optimizer()->mutable_stop()->set_max_iterations(iterations);
+    return options;
+  }
+  v1::Run Watch(const std::string& run_id) {
+    auto run = client_.Watch(run_id, 0, [](const v1::WatchRunResponse&) { return true; });
+    EXPECT_TRUE(run.ok()) << run.status();
+    return run.value_or(v1::Run());
+  }
+  std::string Refusal(const absl::Status& status, absl::StatusCode code) {
+    EXPECT_EQ(status.code(), code) << status;
+    return std::string(status.message());
+  }
+
+  TestServer server_;
+  client::RunClient client_ = server_.Client();
+};
+
+TEST_F(ServiceTest, CreateFillsInEveryOption) {
+  const auto run = client_.Create("a", {});
+  ASSERT_TRUE(run.ok()) << run.status();
+  EXPECT_EQ(run->name(), "runs/a");
+  EXPECT_EQ(run->state(), v1::RUN_STATE_CREATED);
+  EXPECT_EQ(run->options().element_type(), v1::ELEMENT_TYPE_FLOAT32);
+  EXPECT_EQ(run->options().optimizer().preset(), v1::OptimizerOptions::PRESET_ACCELERATED);
+  EXPECT_GT(run->options().optimizer().conjugate_gradient().max_iterations(), 0u);
+  EXPECT_GT(run->options().lease_seconds(), 0);
+}
+
+TEST_F(ServiceTest, CreateIsIdempotentByRequestId) {
+  ASSERT_TRUE(client_.Create("a", {}, "once").ok());
+  EXPECT_TRUE(client_.Create("a", {}, "once").ok());
+  EXPECT_THAT(Refusal(client_.Create("a", {}, "twice").status(), absl::StatusCode::kAlreadyExists), HasSubstr("runs/a"));
+}
+
+TEST_F(ServiceTest, RefusesAbsurdOptionsNamingFieldValueAndRange) {
+  const auto refusal = [&](auto change) {
+    v1::RunOptions options;
+    change(options);
+    return Refusal(client_.Create("a", options).status(), absl::StatusCode::kInvalidArgument);
+  };
+  EXPECT_THAT(refusal([](auto& o) { o.mutable_optimizer()->mutable_samples()->set_growth_factor(0.5); }),
+              AllOf(HasSubstr("samples.growth_factor"), HasSubstr("0.5"), HasSubstr("1 to")));
+  EXPECT_THAT(refusal([](auto& o) { o.mutable_optimizer()->mutable_preconditioner()->set_memory(7); }),
+              AllOf(HasSubstr("preconditioner.memory"), HasSubstr("7"), HasSubstr("even")));
+  EXPECT_THAT(refusal([](auto& o) { o.mutable_optimizer()->mutable_damping()->set_initial(NAN); }),
+              HasSubstr("damping.initial"));
+  EXPECT_THAT(refusal([](auto& o) { o.set_shards(4'000'000'000); }), HasSubstr("options.shards is 4000000000"));
+  EXPECT_THAT(refusal([](auto& o) { o.set_lease_seconds(-1); }), HasSubstr("lease_seconds"));
+  EXPECT_THAT(refusal([](auto& o) { o.set_max_wall_seconds(NAN); }), HasSubstr("max_wall_seconds"));
+  EXPECT_THAT(Refusal(client_.Create("../../etc", {}).status(), absl::StatusCode::kInvalidArgument), HasSubstr("a-z, 0-9 and -"));
+  v1::RunOptions huge;
+  huge.set_num_parameters(uint64_t{1} << 45);
+  EXPECT_THAT(Refusal(client_.Create("a", huge).status(), absl::StatusCode::kResourceExhausted),
+              HasSubstr("--memory-limit"));
+}
+
+TEST_F(ServiceTest, RefusesWhatTheStateForbids) {
+  EXPECT_THAT(Refusal(client_.Get("nothing").status(), absl::StatusCode::kNotFound), HasSubstr("runs/nothing"));
+  ASSERT_TRUE(client_.Create("a", Options(1)).ok());
+  EXPECT_THAT(Refusal(client_.Pause("a").status(), absl::StatusCode::kFailedPrecondition), HasSubstr("CREATED"));
+  EXPECT_THAT(Refusal(client_.Resume("a").status(), absl::StatusCode::kFailedPrecondition), HasSubstr("PAUSED"));
+  ASSERT_TRUE(client_.Start("a").ok());
+  EXPECT_THAT(Refusal(client_.Start("a").status(), absl::StatusCode::kFailedPrecondition), HasSubstr("started"));
+  EXPECT_THAT(Refusal(client_.Delete("a"), absl::StatusCode::kFailedPrecondition), HasSubstr("cancel"));
+  ASSERT_TRUE(client_.Cancel("a").ok());
+  EXPECT_EQ(client_.Get("a")->termination().reason(), v1::Termination::REASON_CANCELLED);
+  EXPECT_THAT(Refusal(client_.Cancel("a").status(), absl::StatusCode::kFailedPrecondition), HasSubstr("ENDED"));
+  EXPECT_TRUE(client_.Delete("a").ok());
+  EXPECT_EQ(client_.Get("a").status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(ServiceTest, ListsAllPages) {
+  auto stub = v1::RunService::NewStub(client::MakeChannel(server_.address()));
+  for (const char* id : {"c", "a", "b", "d", "e"}) ASSERT_TRUE(client_.Create(id, {}).ok());
+  std::vector<std::string> names;
+  v1::ListRunsRequest request;
+  request.set_page_size(2);
+  int pages = 0;
+  do {
+    grpc::ClientContext context;
+    v1::ListRunsResponse response;
+    ASSERT_TRUE(stub->ListRuns(&context, request, &response).ok());
+    for (const v1::Run& run : response.runs()) names.push_back(run.name());
+    request.set_page_token(response.next_page_token());
+    ++pages;
+  } while (!request.page_token().empty());
+  EXPECT_EQ(pages, 3);
+  EXPECT_THAT(names, ElementsAre("runs/a", "runs/b", "runs/c", "runs/d", "runs/e"));
+}
+
+TEST_F(ServiceTest, SaysWhatItWaitsFor) {
+  ASSERT_TRUE(client_.Create("a", Options(2)).ok());
+  ASSERT_TRUE(client_.Start("a").ok());
+  std::string detail;
+  client_
+      .Watch("a", 0,
+             [&](const v1::WatchRunResponse& event) {
+               detail = event.run().state_detail();
+               return event.run().state() != v1::RUN_STATE_WAITING_FOR_WORKERS;
+             })
+      .status()
+      .IgnoreError();
+  EXPECT_THAT(detail, HasSubstr("no worker has joined"));
+}
+
+TEST_F(ServiceTest, PausedRunsResumeAndSurviveARestart) {
+  ASSERT_TRUE(client_.Create("a", Options(12)).ok());
+  ASSERT_TRUE(client_.Start("a").ok());
+  const auto worker = StartWorker("a");
+  client_.Watch("a", 0, [&](const v1::WatchRunResponse& event) { return event.iteration().iteration() < 3; })
+      .status()
+      .IgnoreError();
+  const auto paused = client_.Pause("a");
+  ASSERT_TRUE(paused.ok()) << paused.status();
+  EXPECT_EQ(paused->state(), v1::RUN_STATE_PAUSED);
+  const uint64_t at = paused->last_iteration().iteration();
+  server_.Restart();
+  client::RunClient client = server_.Client();
+  const auto restarted = client.Get("a");
+  ASSERT_TRUE(restarted.ok()) << restarted.status();
+  EXPECT_EQ(restarted->state(), v1::RUN_STATE_PAUSED);
+  EXPECT_EQ(restarted->last_iteration().iteration(), at);
+  ASSERT_TRUE(client.Resume("a").ok());
+  const auto worker2 = StartWorker("a");  // the first one looks for the old port
+  const auto ended = client.Watch("a", 0, [](const v1::WatchRunResponse&) { return true; });
+  ASSERT_TRUE(ended.ok());
+  EXPECT_EQ(ended->last_iteration().iteration(), 12u);
+}
+
+TEST_F(ServiceTest, StartsFromUploadedParameters) {
+  ASSERT_TRUE(client_.Create("a", Options(1)).ok());
+  const Vector<float> theta = Vector<float>::Constant(650, 0.01f);
+  ASSERT_TRUE(client_.UploadParameters<float>("a", theta).ok());
+  EXPECT_EQ(client_.DownloadLast<float>("a")->theta, theta);
+  EXPECT_EQ(client_.DownloadLast<double>("a").status().code(), absl::StatusCode::kFailedPrecondition);
+  ASSERT_TRUE(client_.Start("a").ok());
+  const auto worker = StartWorker("a");
+  EXPECT_EQ(Watch("a").state(), v1::RUN_STATE_ENDED);
+  EXPECT_NE(client_.DownloadLast<float>("a")->theta, theta);
+  EXPECT_EQ(client_.DownloadBest<float>("a")->theta, client_.DownloadLast<float>("a")->theta);
+  EXPECT_EQ(client_.DownloadAt<float>("a", 0)->theta, theta);
+  EXPECT_EQ(client_.DownloadAt<float>("a", 77).status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(ServiceTest, UploadedParametersOfAnotherSizeFailTheRunWithBothSizes) {
+  ASSERT_TRUE(client_.Create("a", Options(1)).ok());
+  ASSERT_TRUE(client_.UploadParameters<float>("a", Vector<float>::Zero(649)).ok());
+  EXPECT_FALSE(client_.UploadParameters<float>("a", Vector<float>::Constant(650, NAN)).ok());
+  EXPECT_FALSE(client_.UploadParameters<double>("a", Vector<double>::Zero(650)).ok());
+  ASSERT_TRUE(client_.Start("a").ok());
+  const auto worker = StartWorker("a");
+  const v1::Run run = Watch("a");
+  EXPECT_EQ(run.state(), v1::RUN_STATE_FAILED);
+  EXPECT_THAT(run.state_detail(), AllOf(HasSubstr("649"), HasSubstr("650")));
+}
+
+TEST_F(ServiceTest, ARunThatHasMoreShardsThanExamplesFailsWithTheNumbers) {
+  v1::RunOptions options = Options(1);
+  options.set_shards(5000);
+  ASSERT_TRUE(client_.Create("a", options).ok());
+  ASSERT_TRUE(client_.Start("a").ok());
+  const auto worker = StartWorker("a");
+  const v1::Run run = Watch("a");
+  EXPECT_EQ(run.state(), v1::RUN_STATE_FAILED);
+  EXPECT_THAT(run.state_detail(), AllOf(HasSubstr("5000 shards"), HasSubstr("397 held-out")));
+}
+
+TEST_F(ServiceTest, BooksTimeByPhase) {
+  ASSERT_TRUE(client_.Create("a", Options(5)).ok());
+  ASSERT_TRUE(client_.Start("a").ok());
+  const auto worker = StartWorker("a");
+  const v1::PhaseSeconds s = Watch("a").seconds();
+  EXPECT_GT(s.client_compute(), 0);
+  EXPECT_GT(s.transport(), 0);
+  EXPECT_NEAR(s.total(), s.client_compute() + s.transport() + s.server_arithmetic() + s.waiting(), 1e-6 * s.total());
+}
+
+TEST_F(ServiceTest, AnswersHealthAndReflection) {
+  // The bytes of the standard services, so that no further stubs are needed: HealthCheckResponse{status: SERVING}.
+  auto channel = client::MakeChannel(server_.address());
+  grpc::GenericStub stub(channel);
+  const auto call = [&](const std::string& method) {
+    grpc::ClientContext context;
+    grpc::CompletionQueue queue;
+    grpc::ByteBuffer response;
+    grpc::Status status;
+    const grpc::Slice empty;
+    auto reader = stub.PrepareUnaryCall(&context, method, grpc::ByteBuffer(&empty, 1), &queue);
+    reader->StartCall();
+    reader->Finish(&response, &status, nullptr);
+    void* tag = nullptr;
+    bool ok = false;
+    queue.Next(&tag, &ok);
+    EXPECT_TRUE(status.ok()) << method << ": " << status.error_message();
+    grpc::Slice slice;
+    return response.DumpToSingleSlice(&slice).ok() ? std::string(slice.begin(), slice.end()) : "";
+  };
+  EXPECT_EQ(call("/grpc.health.v1.Health/Check"), std::string("\x08\x01"));
+
+  grpc::ClientContext context;
+  grpc::CompletionQueue queue;
+  auto stream = stub.PrepareCall(&context, "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", &queue);
+  void* tag = nullptr;
+  bool ok = false;
+  stream->StartCall(nullptr);
+  queue.Next(&tag, &ok);
+  const grpc::Slice list_services(std::string("\x3a\x00", 2));  // list_services: ""
+  stream->Write(grpc::ByteBuffer(&list_services, 1), nullptr);
+  queue.Next(&tag, &ok);
+  grpc::ByteBuffer response;
+  stream->Read(&response, nullptr);
+  queue.Next(&tag, &ok);
+  ASSERT_TRUE(ok);
+  grpc::Slice slice;
+  ASSERT_TRUE(response.DumpToSingleSlice(&slice).ok());
+  EXPECT_THAT(std::string(slice.begin(), slice.end()),
+              AllOf(HasSubstr("hfopt.v1.RunService"), HasSubstr("hfopt.v1.EvaluationService")));
+  context.TryCancel();
+}
+
+}  // namespace
+}  // namespace hfopt::testing

@@ -1,0 +1,36 @@
+#include "server/server_options.h"
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace hfopt::server {
+namespace {
+
+using ::testing::HasSubstr;
+
+TEST(ServerOptions, ListensOnLoopbackByDefault) {
+  EXPECT_TRUE(ServerOptions().Validate().ok());
+  EXPECT_TRUE(ServerOptions().is_local());
+}
+
+TEST(ServerOptions, RefusesAPublicAddressUnlessInsecureIsTyped) {
+  for (const char* address : {"0.0.0.0:1", "[::]:1", "example.org:7447", "10.0.0.1:7447"}) {
+    ServerOptions options{.address = address};
+    EXPECT_THAT(std::string(options.Validate().message()), HasSubstr("--insecure")) << address;
+    options.insecure = true;
+    EXPECT_TRUE(options.Validate().ok()) << address;
+  }
+  for (const char* address : {"127.0.0.1:0", "localhost:1", "[::1]:1", "unix:/tmp/s"}) {
+    EXPECT_TRUE(ServerOptions{.address = address}.Validate().ok()) << address;
+  }
+}
+
+TEST(ServerOptions, NamesTheBadValue) {
+  EXPECT_THAT(std::string(ServerOptions{.address = "here"}.Validate().message()), HasSubstr("\"here\""));
+  EXPECT_THAT(std::string(ServerOptions{.lease_seconds = 0}.Validate().message()), HasSubstr("--lease is 0"));
+  EXPECT_THAT(std::string(ServerOptions{.keep_checkpoints = 0}.Validate().message()), HasSubstr("--keep-checkpoints"));
+  EXPECT_THAT(std::string(ServerOptions{.memory_limit_mib = -1}.Validate().message()), HasSubstr("--memory-limit"));
+}
+
+}  // namespace
+}  // namespace hfopt::server

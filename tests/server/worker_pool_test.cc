@@ -1,0 +1,390 @@
+#include "server/evaluation/worker_pool.h"
+
+#include <future>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/support/fake_link.h"
+
+namespace hfopt::server {
+namespace {
+
+using hfopt::testing::FakeClock;
+using hfopt::testing::FakeLink;
+using ::testing::AllOf;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::SizeIs;
+
+constexpr absl::Duration kLease = absl::Seconds(10);
+
+v1::Hello HelloOf(const std::string& worker_id, uint64_t incarnation = 1, std::vector<uint32_t> shards = {}) {
+  v1::Hello hello;
+  hello.set_protocol_version(1);
+  hello.set_worker_id(worker_id);
+  hello.set_incarnation(incarnation);
+  hello.set_run_id("r");
+  hello.set_num_parameters(3);
+  hello.set_training_examples(100);
+  hello.set_held_out_examples(20);
+  hello.set_model_signature("m");
+  hello.add_element_types(v1::ELEMENT_TYPE_FLOAT32);
+  hello.mutable_shards()->Add(shards.begin(), shards.end());
+  return hello;
+}
+
+NamedVectorPtr MakeVector(const std::string& name) {
+  return std::make_shared<const NamedVector>(NamedVector{name, Vector<float>{{1, 2, 3}}});
+}
+
+// A losses request for each of `shards`, which names the vector "theta".
+std::vector<Unit> LossUnits(int shards) {
+  std::vector<Unit> units;
+  for (int shard = 0; shard < shards; ++shard) {
+    Unit unit{.shard = shard, .vectors = {MakeVector("theta")}};
+    unit.request.mutable_losses()->add_points()->set_base("theta");
+    unit.request.mutable_slice()->set_shard(shard);
+    units.push_back(unit);
+  }
+  return units;
+}
+
+v1::Answer LossAnswerTo(const v1::EvaluationRequest& request, double loss) {
+  v1::Answer answer;
+  answer.set_request_id(request.id());
+  answer.mutable_losses()->add_loss_sums(loss);
+  answer.mutable_losses()->set_weight(10);
+  return answer;
+}
+
+class WorkerPoolTest : public ::testing::Test {
+ protected:
+  std::shared_ptr<FakeLink> MakeLink() { return std::make_shared<FakeLink>(clock_); }
+  std::shared_ptr<FakeLink> Join(const v1::Hello& hello) {
+    auto link = MakeLink();
+    EXPECT_EQ(pool_.Join(hello, link), absl::OkStatus());
+    return link;
+  }
+  std::future<absl::StatusOr<std::vector<UnitAnswer>>> EvaluateAsync(int shards) {
+    return std::async(std::launch::async, [this, shards] { return pool_.Evaluate(LossUnits(shards)); });
+  }
+  void Answer(FakeLink& link, const v1::EvaluationRequest& request, double loss) {
+    EXPECT_EQ(pool_.OnAnswer(&link, LossAnswerTo(request, loss), {}), absl::OkStatus());
+  }
+  // Losses in the order of the units.
+  static std::vector<double> Losses(const absl::StatusOr<std::vector<UnitAnswer>>& answers) {
+    std::vector<double> losses;
+    if (!answers.ok()) {
+      ADD_FAILURE() << answers.status();
+      return losses;
+    }
+    for (const UnitAnswer& unit : *answers) losses.push_back(unit.answer.losses().loss_sums(0));
+    return losses;
+  }
+  void Advance(absl::Duration duration) {
+    clock_.Advance(duration);
+    pool_.CheckLeases();
+  }
+
+  FakeClock clock_;
+  WorkerPool pool_{{.run_name = "runs/r", .lease = kLease, .now = clock_.AsFunction()}};
+};
+
+TEST_F(WorkerPoolTest, WelcomesWorkersOnceShardsAreFixed) {
+  const auto early = Join(HelloOf("a"));
+  EXPECT_FALSE(early->was_welcomed());
+  pool_.SetShards(2);
+  EXPECT_TRUE(early->was_welcomed());
+  EXPECT_TRUE(Join(HelloOf("b"))->was_welcomed());
+}
+
+TEST_F(WorkerPoolTest, AWorkerThatWaitsForItsWelcomeHasNoLeaseToRenew) {
+  const auto a = Join(HelloOf("a"));
+  Advance(10 * kLease);
+  EXPECT_TRUE(pool_.AwaitWorkers().ok());
+  EXPECT_FALSE(a->closed().has_value());
+  pool_.SetShards(1);
+  a->Hear();
+  EXPECT_TRUE(pool_.AwaitWorkers().ok());
+}
+
+TEST_F(WorkerPoolTest, RefusesWhatDoesNotFitNamingBothValues) {
+  Join(HelloOf("a"));
+  const auto refusal = [&](auto change) {
+    v1::Hello hello = HelloOf("b");
+    change(hello);
+    return pool_.Join(hello, MakeLink());
+  };
+  EXPECT_THAT(std::string(refusal([](auto& h) { h.set_num_parameters(4); }).message()),
+              AllOf(HasSubstr("worker b"), HasSubstr("num_parameters is 4"), HasSubstr("have 3")));
+  EXPECT_THAT(std::string(refusal([](auto& h) { h.set_training_examples(7); }).message()), HasSubstr("7"));
+  EXPECT_THAT(std::string(refusal([](auto& h) { h.set_held_out_examples(9); }).message()), HasSubstr("20"));
+  EXPECT_THAT(std::string(refusal([](auto& h) { h.set_model_signature("other"); }).message()),
+              AllOf(HasSubstr("other"), HasSubstr("m")));
+  EXPECT_THAT(std::string(refusal([](auto& h) {
+                h.clear_element_types();
+                h.add_element_types(v1::ELEMENT_TYPE_FLOAT64);
+              }).message()),
+              HasSubstr("float32"));
+}
+
+TEST_F(WorkerPoolTest, RefusesAStaleIncarnationAndReplacesAnOlderOne) {
+  const auto old = Join(HelloOf("a", 5));
+  EXPECT_EQ(pool_.Join(HelloOf("a", 4), MakeLink()).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_FALSE(old->closed().has_value());
+  Join(HelloOf("a", 6));
+  ASSERT_TRUE(old->closed().has_value());
+  EXPECT_EQ(old->closed()->code(), absl::StatusCode::kFailedPrecondition);
+}
+
+TEST_F(WorkerPoolTest, AnswersComeInTheOrderOfUnitsWhateverTheOrderOfArrival) {
+  pool_.SetShards(2);
+  const auto a = Join(HelloOf("a")), b = Join(HelloOf("b"));
+  auto result = EvaluateAsync(2);
+  const auto first = a->AwaitRequests(1)[0], second = b->AwaitRequests(1)[0];
+  EXPECT_EQ(first.slice().shard(), 0u);
+  Answer(*b, second, 22);
+  Answer(*a, first, 11);
+  EXPECT_THAT(Losses(result.get()), ElementsAre(11, 22));
+}
+
+TEST_F(WorkerPoolTest, SendsAVectorOnceToEachWorkerAndBeforeTheRequest) {
+  pool_.SetShards(2);
+  const auto a = Join(HelloOf("a"));
+  for (int round = 0; round < 2; ++round) {
+    auto result = EvaluateAsync(2);
+    const auto requests = a->AwaitRequests(2 * round + 2);
+    for (int i = 0; i < 2; ++i) Answer(*a, requests[2 * round + i], i);
+    EXPECT_THAT(Losses(result.get()), SizeIs(2));
+  }
+  EXPECT_EQ(a->Count([](const auto& s) { return s.vector == "theta"; }), 1);
+  const auto sent = a->sent();
+  const auto vector = std::find_if(sent.begin(), sent.end(), [](const auto& s) { return !s.vector.empty(); });
+  const auto request = std::find_if(sent.begin(), sent.end(), [](const auto& s) { return s.message.has_evaluation(); });
+  EXPECT_LT(vector - sent.begin(), request - sent.begin());
+  pool_.Release({"theta"});
+  EXPECT_EQ(a->Count([](const auto& s) { return s.message.has_release(); }), 1);
+}
+
+TEST_F(WorkerPoolTest, ASecondAnswerIsDropped) {
+  pool_.SetShards(2);
+  const auto a = Join(HelloOf("a"));
+  auto result = EvaluateAsync(2);
+  const auto requests = a->AwaitRequests(2);
+  Answer(*a, requests[0], 1);
+  Answer(*a, requests[0], 100);
+  Answer(*a, requests[1], 2);
+  EXPECT_THAT(Losses(result.get()), ElementsAre(1, 2));
+  Answer(*a, requests[1], 100);  // after the end
+}
+
+TEST_F(WorkerPoolTest, ASilentWorkerLosesItsShardsAfterTheLeaseAndItsLateAnswerIsDropped) {
+  pool_.SetShards(1);
+  const auto a = Join(HelloOf("a"));
+  auto result = EvaluateAsync(1);
+  const auto request = a->AwaitRequests(1)[0];
+  Advance(kLease / 2);
+  const auto b = Join(HelloOf("b"));
+  EXPECT_THAT(b->sent(), SizeIs(1)) << "only a welcome: the shard is still leased";
+  Advance(kLease / 2);
+  const auto again = b->AwaitRequests(1)[0];
+  EXPECT_NE(again.id(), 0u);
+  Answer(*a, request, 100);
+  Answer(*b, again, 5);
+  EXPECT_THAT(Losses(result.get()), ElementsAre(5));
+  ASSERT_TRUE(a->closed().has_value());
+  EXPECT_THAT(std::string(a->closed()->message()), HasSubstr("lease"));
+  EXPECT_EQ(pool_.accounting().reissued, 1);
+}
+
+TEST_F(WorkerPoolTest, AWorkerThatRenewsItsLeaseMayComputeForLong) {
+  pool_.SetShards(1);
+  const auto a = Join(HelloOf("a")), b = Join(HelloOf("b"));
+  auto result = EvaluateAsync(1);
+  const auto request = a->AwaitRequests(1)[0];
+  for (int i = 0; i < 10; ++i) {
+    Advance(kLease / 2);
+    a->Hear();
+    b->Hear();
+  }
+  Answer(*a, request, 3);
+  EXPECT_THAT(Losses(result.get()), ElementsAre(3));
+  EXPECT_EQ(pool_.accounting().reissued, 0);
+}
+
+TEST_F(WorkerPoolTest, AReconnectingWorkerIsSentOnlyWhatItLacks) {
+  pool_.SetShards(2);
+  const auto before = Join(HelloOf("a"));
+  auto result = EvaluateAsync(2);
+  const auto requests = before->AwaitRequests(2);
+  pool_.OnDisconnected(before.get());
+  // It still holds theta and computes the first request; the second got lost.
+  v1::Hello hello = HelloOf("a");
+  hello.add_held_vectors("theta");
+  hello.add_held_vectors("old");
+  hello.add_pending_requests(requests[0].id());
+  hello.add_pending_requests(12345);
+  const auto after = Join(hello);
+  const auto again = after->AwaitRequests(1);
+  EXPECT_EQ(again[0].id(), requests[1].id());
+  EXPECT_EQ(after->Count([](const auto& s) { return !s.vector.empty(); }), 0);
+  EXPECT_EQ(after->Count([](const auto& s) {
+              return s.message.has_release() && s.message.release().vectors(0) == "old";
+            }),
+            1);
+  EXPECT_EQ(after->Count([](const auto& s) {
+              return s.message.has_cancel() && s.message.cancel().request_id() == 12345;
+            }),
+            1);
+  Answer(*after, requests[0], 1);
+  Answer(*after, requests[1], 2);
+  EXPECT_THAT(Losses(result.get()), ElementsAre(1, 2));
+}
+
+TEST_F(WorkerPoolTest, ANewIncarnationIsAskedEverythingAgain) {
+  pool_.SetShards(1);
+  const auto before = Join(HelloOf("a", 1));
+  auto result = EvaluateAsync(1);
+  before->AwaitRequests(1);
+  const auto after = Join(HelloOf("a", 2));
+  const auto again = after->AwaitRequests(1)[0];
+  EXPECT_EQ(after->Count([](const auto& s) { return s.vector == "theta"; }), 1);
+  Answer(*after, again, 4);
+  EXPECT_THAT(Losses(result.get()), ElementsAre(4));
+}
+
+TEST_F(WorkerPoolTest, AFailedRequestGoesToAnotherWorkerAndIsAnErrorWhenThereIsNone) {
+  pool_.SetShards(1);
+  const auto a = Join(HelloOf("a")), b = Join(HelloOf("b"));
+  auto result = EvaluateAsync(1);
+  v1::Answer failure;
+  failure.set_request_id(a->AwaitRequests(1)[0].id());
+  failure.mutable_failure()->set_code(static_cast<int>(absl::StatusCode::kResourceExhausted));
+  failure.mutable_failure()->set_message("out of memory");
+  ASSERT_EQ(pool_.OnAnswer(a.get(), failure, {}), absl::OkStatus());
+  b->AwaitRequests(1);
+  ASSERT_EQ(pool_.OnAnswer(b.get(), failure, {}), absl::OkStatus());
+  const auto answers = result.get();
+  EXPECT_EQ(answers.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(answers.status().message()),
+              AllOf(HasSubstr("runs/r"), HasSubstr("shard 0"), HasSubstr("worker b"), HasSubstr("out of memory")));
+}
+
+TEST_F(WorkerPoolTest, RefusesAnswersThatAreNotWhatWasAsked) {
+  pool_.SetShards(1);
+  const auto wrong = [&](const std::string& worker_id, auto change, const std::string& complaint) {
+    const auto link = Join(HelloOf(worker_id));
+    auto result = EvaluateAsync(1);
+    const auto request = link->AwaitRequests(1)[0];
+    const auto other = Join(HelloOf(worker_id + "-other"));
+    v1::Answer answer = LossAnswerTo(request, 1);
+    change(answer);
+    EXPECT_THAT(std::string(pool_.OnAnswer(link.get(), answer, {}).message()), HasSubstr(complaint));
+    Answer(*other, other->AwaitRequests(1)[0], 8);  // is asked instead
+    EXPECT_THAT(Losses(result.get()), ElementsAre(8));
+    for (const auto& gone : {link, other}) {
+      pool_.OnDrain(gone.get());
+      pool_.OnDisconnected(gone.get());
+    }
+  };
+  wrong("a", [](v1::Answer& answer) { answer.mutable_losses()->add_loss_sums(2); }, "2 values where 1");
+  wrong("b", [](v1::Answer& answer) { answer.mutable_losses()->set_weight(0); }, "weight 0");
+  wrong("c", [](v1::Answer& answer) { answer.mutable_product()->set_weight(1); }, "not of kind losses");
+  wrong("d", [](v1::Answer& answer) { answer.mutable_losses()->add_metrics()->set_name("errors"); }, "metric errors");
+}
+
+TEST_F(WorkerPoolTest, WaitsForAPrivateShardAndSaysSo) {
+  pool_.SetShards(2);
+  const auto a = Join(HelloOf("a", 1, {0}));
+  auto result = EvaluateAsync(2);
+  Answer(*a, a->AwaitRequests(1)[0], 1);
+  while (pool_.WaitingFor().empty()) std::this_thread::yield();
+  EXPECT_THAT(pool_.WaitingFor(), AllOf(HasSubstr("1 of 2 shards served"), HasSubstr("shard 1")));
+  const auto b = Join(HelloOf("b", 1, {1}));
+  Answer(*b, b->AwaitRequests(1)[0], 2);
+  EXPECT_THAT(Losses(result.get()), ElementsAre(1, 2));
+}
+
+TEST_F(WorkerPoolTest, ADrainingWorkerGetsNoNewRequests) {
+  pool_.SetShards(1);
+  const auto a = Join(HelloOf("a"));
+  auto first = EvaluateAsync(1);
+  const auto request = a->AwaitRequests(1)[0];
+  pool_.OnDrain(a.get());
+  const auto b = Join(HelloOf("b"));
+  Answer(*a, request, 1);  // what it had is still welcome
+  EXPECT_THAT(Losses(first.get()), ElementsAre(1));
+  auto second = EvaluateAsync(1);
+  Answer(*b, b->AwaitRequests(1)[0], 2);
+  EXPECT_THAT(Losses(second.get()), ElementsAre(2));
+  EXPECT_THAT(a->AwaitRequests(1), SizeIs(1));
+}
+
+TEST_F(WorkerPoolTest, SpreadsShardsOverNewWorkersWhenRebalanced) {
+  pool_.SetShards(4);
+  const auto a = Join(HelloOf("a"));
+  auto first = EvaluateAsync(4);
+  for (const auto& request : a->AwaitRequests(4)) Answer(*a, request, 0);
+  first.get().IgnoreError();
+  const auto b = Join(HelloOf("b"));
+  pool_.Rebalance();
+  auto second = EvaluateAsync(4);
+  for (const auto& request : b->AwaitRequests(2)) Answer(*b, request, 0);
+  const auto requests = a->AwaitRequests(6);
+  Answer(*a, requests[4], 0);
+  Answer(*a, requests[5], 0);
+  EXPECT_THAT(Losses(second.get()), SizeIs(4));
+}
+
+TEST_F(WorkerPoolTest, InterruptEndsAnEvaluationAndTellsTheWorkers) {
+  pool_.SetShards(1);
+  const auto a = Join(HelloOf("a"));
+  auto result = EvaluateAsync(1);
+  const auto request = a->AwaitRequests(1)[0];
+  pool_.Interrupt(absl::CancelledError("paused"));
+  EXPECT_EQ(result.get().status().code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(a->Count([&](const auto& s) {
+              return s.message.has_cancel() && s.message.cancel().request_id() == request.id();
+            }),
+            1);
+  EXPECT_EQ(pool_.AwaitWorkers().status().code(), absl::StatusCode::kCancelled);
+  pool_.Resume();
+  EXPECT_TRUE(pool_.AwaitWorkers().ok());
+}
+
+TEST_F(WorkerPoolTest, TellsWorkersAndLatecomersThatTheRunHasEnded) {
+  pool_.SetShards(1);
+  const auto a = Join(HelloOf("a"));
+  v1::Finished finished;
+  finished.set_reason("CONVERGED");
+  pool_.Finish(finished);
+  const auto late = Join(HelloOf("b"));
+  for (const auto& link : {a, late}) {
+    EXPECT_EQ(link->sent().back().message.finished().reason(), "CONVERGED");
+    EXPECT_TRUE(link->sent().front().message.has_welcome());
+    EXPECT_EQ(link->closed(), absl::OkStatus());
+  }
+}
+
+TEST_F(WorkerPoolTest, RequestIdsGrowOverRestartsOfTheServer) {
+  const auto first_id = [&](WorkerPool& pool) {
+    pool.SetShards(1);
+    auto link = MakeLink();
+    EXPECT_EQ(pool.Join(HelloOf("a"), link), absl::OkStatus());
+    auto result = std::async(std::launch::async, [&] { return pool.Evaluate(LossUnits(1)); });
+    const auto request = link->AwaitRequests(1)[0];
+    EXPECT_EQ(pool.OnAnswer(link.get(), LossAnswerTo(request, 1), {}), absl::OkStatus());
+    EXPECT_TRUE(result.get().ok());
+    return request.id();
+  };
+  const uint64_t before = first_id(pool_);
+  clock_.Advance(absl::Milliseconds(1));
+  WorkerPool after({.run_name = "runs/r", .lease = kLease, .now = clock_.AsFunction()});
+  EXPECT_GT(first_id(after), before);
+}
+
+}  // namespace
+}  // namespace hfopt::server
