@@ -33,11 +33,7 @@ v1::OptimizerOptions LongSolves() {
 
 class KillTest : public ::testing::Test {
  protected:
-  KillTest() {
-    StartServer("127.0.0.1:0");
-    StartWorker("a");
-    StartWorker("b");
-  }
+  KillTest() { StartServer("127.0.0.1:0"); }
 
   void StartServer(const std::string& address) {
     server_ = std::make_unique<Process>(std::vector<std::string>{HFOPT_SERVER_BINARY, "--address", address,
@@ -49,6 +45,15 @@ class KillTest : public ::testing::Test {
     workers_[id] = std::make_unique<Process>(std::vector<std::string>{
         HFOPT_WORKER_BINARY, "--server", address_, "--run", "r", "--worker-id", id, "--task", "digits", "--data",
         HFOPT_DIGITS_DATA, "--layers", kLayers});
+  }
+  void StartWorkers() {
+    StartWorker("a");
+    StartWorker("b");
+  }
+  // One that sends itself `signal` in the middle of its 12th product.
+  void StartWorkerWithSignal(const std::string& id, int signal) {
+    workers_[id] = std::make_unique<Process>(
+        std::vector<std::string>{HFOPT_SELF_SIGNALLING_WORKER, address_, id, std::to_string(signal), "12"});
   }
   client::RunClient Client() { return client::RunClient(client::MakeChannel(address_)); }
 
@@ -118,6 +123,7 @@ class KillTest : public ::testing::Test {
 };
 
 TEST_F(KillTest, Undisturbed) {
+  StartWorkers();
   StartRun();
   ExpectUndisturbedBits();
   for (auto& [id, worker] : workers_) EXPECT_EQ(worker->Wait(), 0) << id;
@@ -126,15 +132,18 @@ TEST_F(KillTest, Undisturbed) {
 }
 
 TEST_F(KillTest, AWorkerInTheMiddleOfACgSolve) {
+  StartWorkerWithSignal("a", SIGKILL);
   StartRun();
-  AwaitAnswers(12 * kShards);
-  workers_["a"]->Signal(SIGKILL);
+  AwaitAnswers(1);  // "a" has the shards
+  StartWorker("b");
   uint64_t reissued = 0;
   ExpectUndisturbedBits(&reissued);
+  EXPECT_EQ(workers_["a"]->Wait(), 128 + SIGKILL);
   EXPECT_GT(reissued, 0u) << "the kill did not hit a running request";
 }
 
 TEST_F(KillTest, AWorkerThatComesBack) {
+  StartWorkers();
   StartRun();
   AwaitAnswers(12 * kShards);
   workers_["a"]->Signal(SIGKILL);
@@ -144,9 +153,10 @@ TEST_F(KillTest, AWorkerThatComesBack) {
 }
 
 TEST_F(KillTest, AStoppedWorkerIsTakenForLostAndFencedWhenItGoesOn) {
+  StartWorkerWithSignal("a", SIGSTOP);
   StartRun();
-  AwaitAnswers(12 * kShards);
-  workers_["a"]->Signal(SIGSTOP);
+  AwaitAnswers(1);  // "a" has the shards
+  StartWorker("b");
   uint64_t reissued = 0;
   ExpectUndisturbedBits(&reissued);
   EXPECT_GT(reissued, 0u);
@@ -155,6 +165,7 @@ TEST_F(KillTest, AStoppedWorkerIsTakenForLostAndFencedWhenItGoesOn) {
 }
 
 TEST_F(KillTest, AllWorkers) {
+  StartWorkers();
   StartRun();
   AwaitAnswers(40 * kShards);
   for (auto& [id, worker] : workers_) worker->Signal(SIGKILL);
@@ -163,6 +174,7 @@ TEST_F(KillTest, AllWorkers) {
 }
 
 TEST_F(KillTest, TheServerBetweenIterations) {
+  StartWorkers();
   StartRun();
   AwaitIteration(2);
   server_->Signal(SIGKILL);
@@ -172,6 +184,7 @@ TEST_F(KillTest, TheServerBetweenIterations) {
 }
 
 TEST_F(KillTest, TheServerInTheMiddleOfACgSolveAgainAndAgain) {
+  StartWorkers();
   StartRun();
   for (const uint64_t answers : {10, 45, 20}) {
     AwaitAnswers(answers * kShards);
@@ -183,6 +196,7 @@ TEST_F(KillTest, TheServerInTheMiddleOfACgSolveAgainAndAgain) {
 }
 
 TEST_F(KillTest, ServerAndWorkers) {
+  StartWorkers();
   StartRun();
   AwaitAnswers(50 * kShards);
   server_->Signal(SIGKILL);
@@ -194,6 +208,7 @@ TEST_F(KillTest, ServerAndWorkers) {
 }
 
 TEST_F(KillTest, TheServerDrainsOnSigtermAndTheRunGoesOn) {
+  StartWorkers();
   StartRun();
   AwaitAnswers(45 * kShards);
   server_->Signal(SIGTERM);
