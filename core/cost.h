@@ -15,6 +15,7 @@ struct Cost {
   int64_t product_examples = 0;
   int64_t losses = 0;
   int64_t loss_examples = 0;
+  int64_t exchanges = 0;  // synchronisations: calls that all clients must answer before the next; several losses are one
 
   // The unit in which methods are compared: forward or loss 1, gradient 3, Gauss-Newton product 4, over the number of
   // training examples.

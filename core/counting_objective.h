@@ -25,6 +25,7 @@ class CountingObjective : public Objective<Scalar> {
                                                  const Sample& sample) override {
     auto answers = objective_.Losses(theta, trials, sample);
     if (answers.ok()) {
+      ++cost_.exchanges;
       cost_.losses += trials.size();
       cost_.loss_examples += trials.size() * sample.size();
     }
@@ -35,6 +36,7 @@ class CountingObjective : public Objective<Scalar> {
                                                   const GradientExtras& extras) override {
     auto answer = objective_.Gradient(theta, sample, extras);
     if (answer.ok()) {
+      ++cost_.exchanges;
       ++cost_.gradients;
       cost_.gradient_examples += sample.size();
     }
@@ -57,6 +59,7 @@ class CountingObjective : public Objective<Scalar> {
 
     absl::Status Apply(const Vector<Scalar>& v, Vector<Scalar>& product) override {
       HFOPT_RETURN_IF_ERROR(product_->Apply(v, product));
+      ++cost_.exchanges;
       ++cost_.products;
       cost_.product_examples += examples_;
       return absl::OkStatus();

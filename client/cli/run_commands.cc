@@ -11,9 +11,13 @@
 #include "absl/strings/str_cat.h"
 #include "client/cli/command.h"
 #include "client/cli/progress.h"
+#include "client/cli/replace_file.h"
+#include "client/cli/report_page.h"
 #include "client/cli/run_flags.h"
+#include "client/cli/run_history.h"
 #include "client/cli/run_page.h"
 #include "client/models/status_macros.h"
+#include "nlohmann/json.hpp"
 
 namespace hfopt::cli {
 namespace {
@@ -58,6 +62,19 @@ absl::Status Watch(const std::string& id, uint64_t after, const Context& context
   HFOPT_ASSIGN_OR_RETURN(const v1::Run end, runs.Watch(id, after, show));
   if (end.state() != v1::RUN_STATE_FAILED) return absl::OkStatus();
   return absl::UnknownError(absl::StrCat("run ", id, " failed: ", end.state_detail()));
+}
+
+absl::Status Report(const std::vector<std::string>& ids, std::string file, const Context& context) {
+  client::RunClient runs = context.runs();
+  std::vector<RunHistory> histories;
+  for (const std::string& id : ids) {
+    HFOPT_ASSIGN_OR_RETURN(RunHistory history, LoadHistory(runs, id));
+    histories.push_back(std::move(history));
+  }
+  if (file.empty()) file = absl::StrCat(ids.front(), ".html");
+  HFOPT_RETURN_IF_ERROR(ReplaceFile(file, ReportPage(histories)));
+  std::cout << (context.output == OutputFormat::kJson ? nlohmann::json({{"file", file}}).dump() : file) << "\n";
+  return absl::OkStatus();
 }
 
 // A command that takes the id of a run: `action`(id).
@@ -109,6 +126,15 @@ void AddRunCommands(CLI::App& app, Context& context) {
                 });
   AddRunCommand(group, context, "get", "Show a run: state, options, time by phase, workers, last iteration",
                 [&context](const std::string& id) { return PrintRun(context.runs().Get(id), context); });
+
+  auto ids = std::make_shared<std::vector<std::string>>();
+  auto file = std::make_shared<std::string>();
+  CLI::App& report = AddCommand(group, context, "report",
+                                "Write a page of charts (one HTML file) of one run, or of several over each other",
+                                [&context, ids, file] { return Report(*ids, *file, context); });
+  report.add_option("ID", *ids, "The runs")->required();
+  report.add_option("--to", *file, "The file; by default ID.html")->type_name("FILE");
+  AddServerOptions(report, context);
 
   CLI::App& list = AddCommand(group, context, "list", "List all runs", [&context] { return PrintList(context); });
   AddServerOptions(list, context);

@@ -31,9 +31,10 @@ std::string DescribeOptimizer(const v1::RunOptions& options) {
 }
 
 std::string DescribeCost(const v1::Cost& cost) {
-  return absl::StrFormat("%.2f example-passes: %s gradients, %s linearizations, %s products, %s losses",
+  return absl::StrFormat("%.2f example-passes: %s gradients, %s linearizations, %s products, %s losses in %s exchanges",
                          cost.example_passes(), FormatCount(cost.gradients()), FormatCount(cost.linearizations()),
-                         FormatCount(cost.products()), FormatCount(cost.losses()));
+                         FormatCount(cost.products()), FormatCount(cost.losses()),
+                         FormatCount(cost.exchanges()));
 }
 
 std::string DescribeIteration(const v1::IterationReport& report) {

@@ -21,7 +21,10 @@
 #include "client/cli/model_flags.h"
 #include "client/cli/parameter_file.h"
 #include "client/cli/progress.h"
+#include "client/cli/replace_file.h"
+#include "client/cli/report_page.h"
 #include "client/cli/run_flags.h"
+#include "client/cli/run_history.h"
 #include "client/cli/run_page.h"
 #include "client/cli/stop_on_signal.h"
 #include "client/cli/train_job.h"
@@ -124,15 +127,18 @@ absl::StatusOr<v1::Run> StartRun(client::RunClient& runs, const Training& traini
 
 // What came out of a training.
 struct Result {
-  v1::Run run;
-  std::string parameters_file;
+  RunHistory history;
+  std::string parameters_file, report_file;
   std::vector<Figure> figures;
 };
 
 template <typename Scalar>
-absl::StatusOr<Result> Collect(client::RunClient& runs, const v1::Run& run, const Training& training) {
+absl::StatusOr<Result> Collect(client::RunClient& runs, RunHistory history, const Training& training) {
   const TrainJob& job = training.job;
-  Result result{run, absl::StrCat(training.directory, "/parameters.safetensors")};
+  Result result{.history = std::move(history),
+                .parameters_file = absl::StrCat(training.directory, "/parameters.safetensors"),
+                .report_file = absl::StrCat(training.directory, "/report.html")};
+  HFOPT_RETURN_IF_ERROR(ReplaceFile(result.report_file, ReportPage({result.history})));
   HFOPT_ASSIGN_OR_RETURN(const client::Parameters<Scalar> best, runs.DownloadBest<Scalar>(job.run_id));
   HFOPT_RETURN_IF_ERROR(WriteParameters(result.parameters_file, job.run_id, best, {{"hfopt.task", job.model.task}}));
   HFOPT_ASSIGN_OR_RETURN(result.figures, Evaluate<Scalar>(job.model, best.theta));
@@ -140,7 +146,7 @@ absl::StatusOr<Result> Collect(client::RunClient& runs, const v1::Run& run, cons
 }
 
 std::string SummaryText(const Result& result, const Training& training) {
-  const v1::Run& run = result.run;
+  const v1::Run& run = result.history.run;
   Table facts({{""}, {""}, {""}});
   for (const Figure& figure : result.figures) facts.AddRow({"", figure.title, figure.text});
   facts.AddRow(
@@ -148,6 +154,7 @@ std::string SummaryText(const Result& result, const Training& training) {
   facts.AddRow({"", "example-passes", absl::StrFormat("%.1f", run.last_iteration().cost().example_passes())});
   Table places({{""}, {""}, {""}});
   places.AddRow({"", "parameters", absl::StrCat(Short(result.parameters_file), " (tensor \"theta\")")});
+  places.AddRow({"", "report", Short(result.report_file)});
   places.AddRow({"", "run and checkpoints", absl::StrCat(Short(training.directory), "/server")});
   places.AddRow({"", "logs", absl::StrCat(Short(training.directory), "/*.log")});
   return absl::StrCat("\n", training.job.run_id, " ", DescribeState(run), "\n\n", facts.ToString(), "\nTime\n",
@@ -155,10 +162,15 @@ std::string SummaryText(const Result& result, const Training& training) {
 }
 
 std::string SummaryJson(const Result& result, const Training& training) {
-  nlohmann::ordered_json summary = {{"run", nlohmann::ordered_json::parse(ToJson(result.run))},
+  nlohmann::ordered_json summary = {{"run", nlohmann::ordered_json::parse(ToJson(result.history.run))},
+                                    {"iterations", nlohmann::ordered_json::array()},
                                     {"evaluation", nlohmann::ordered_json::object()},
                                     {"parameters", result.parameters_file},
+                                    {"report", result.report_file},
                                     {"directory", training.directory}};
+  for (const v1::IterationReport& iteration : result.history.iterations) {
+    summary["iterations"].push_back(nlohmann::ordered_json::parse(ToJson(iteration)));
+  }
   for (const Figure& figure : result.figures) summary["evaluation"][figure.key] = figure.value;
   return summary.dump(1) + "\n";
 }
@@ -217,8 +229,9 @@ absl::StatusOr<Result> Run(const Training& training, const TrainFlags& flags, st
   if (absl::StartsWith(job.model.task, "an4")) {
     out << "recognising the words of the held-out and test utterances ..." << std::endl;
   }
-  HFOPT_ASSIGN_OR_RETURN(run, runs.Get(job.run_id));
-  return IsDouble(run) ? Collect<double>(runs, run, training) : Collect<float>(runs, run, training);
+  HFOPT_ASSIGN_OR_RETURN(RunHistory history, LoadHistory(runs, job.run_id));
+  return IsDouble(run) ? Collect<double>(runs, std::move(history), training)
+                       : Collect<float>(runs, std::move(history), training);
 }
 
 absl::Status Train(const TrainFlags& flags, const Context& context) {

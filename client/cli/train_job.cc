@@ -1,10 +1,10 @@
 #include "client/cli/train_job.h"
 
-#include <cstdio>
 #include <fstream>
 
 #include "absl/strings/str_cat.h"
 #include "client/cli/format.h"
+#include "client/cli/replace_file.h"
 #include "google/protobuf/util/json_util.h"
 #include "nlohmann/json.hpp"
 
@@ -38,14 +38,7 @@ std::string TrainJob::ToJson() const {
 }
 
 absl::Status SaveTrainJob(const std::string& directory, const TrainJob& job) {
-  const std::string path = absl::StrCat(directory, "/", kTrainJobFile), temporary = path + ".tmp";
-  std::ofstream file(temporary);
-  file << job.ToJson() << "\n";
-  file.close();
-  if (!file || std::rename(temporary.c_str(), path.c_str()) != 0) {
-    return absl::UnknownError(absl::StrCat(path, ": cannot be written"));
-  }
-  return absl::OkStatus();
+  return ReplaceFile(absl::StrCat(directory, "/", kTrainJobFile), job.ToJson() + "\n");
 }
 
 absl::StatusOr<TrainJob> LoadTrainJob(const std::string& directory) {

@@ -80,6 +80,7 @@ v1::Cost CostToProto(const Cost& cost, int64_t training_examples) {
   message.set_product_examples(cost.product_examples);
   message.set_losses(cost.losses);
   message.set_loss_examples(cost.loss_examples);
+  message.set_exchanges(cost.exchanges);
   if (training_examples > 0) message.set_example_passes(cost.ExamplePasses(training_examples));
   return message;
 }
@@ -95,6 +96,7 @@ absl::StatusOr<Cost> CostFromProto(const v1::Cost& message) {
   HFOPT_RETURN_IF_ERROR(ReadCount("product_examples", message.product_examples(), cost.product_examples));
   HFOPT_RETURN_IF_ERROR(ReadCount("losses", message.losses(), cost.losses));
   HFOPT_RETURN_IF_ERROR(ReadCount("loss_examples", message.loss_examples(), cost.loss_examples));
+  HFOPT_RETURN_IF_ERROR(ReadCount("exchanges", message.exchanges(), cost.exchanges));
   return cost;
 }
 

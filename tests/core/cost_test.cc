@@ -51,7 +51,8 @@ TEST_F(CountingObjectiveTest, BooksEveryKindWithItsExamples) {
                          .products = 4,
                          .product_examples = 36,
                          .losses = 3,
-                         .loss_examples = 60}));
+                         .loss_examples = 60,
+                         .exchanges = 6}));
 }
 
 TEST_F(CountingObjectiveTest, ChangesNoAnswer) {

@@ -117,6 +117,11 @@ TEST_F(WithServer, ARunFromItsCreationToItsParameters) {
   EXPECT_THAT(Hfopt({"run", "list"}).out, AllOf(HasSubstr("RUN"), HasSubstr("ended: iteration budget")));
   EXPECT_EQ(json::parse(Hfopt({"run", "list", "-o", "json"}).out).at("runs").size(), 1u);
 
+  const std::string page = directory_ / "r.html";
+  EXPECT_EQ(Hfopt({"run", "report", "r", "--to", page}).out, page + "\n");
+  EXPECT_THAT(ReadFile(page), HasSubstr("hfopt: r"));
+  EXPECT_EQ(Hfopt({"run", "report", "r", "unknown", "--to", page}).code, 3);
+
   const std::string file = directory_ / "r.safetensors";
   const Outcome downloaded = Hfopt({"params", "download", "r", file, "--version", "last", "-o", "json"});
   EXPECT_EQ(downloaded.code, 0) << downloaded.err;

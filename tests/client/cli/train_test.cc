@@ -51,8 +51,11 @@ TEST(Train, EndsWithASummaryAndTheParameters) {
   const json summary = json::parse(outcome.out);
   EXPECT_EQ(summary.at("run").at("last_iteration").at("iteration"), "8");
   EXPECT_EQ(summary.at("run").at("workers").size(), 2u);
+  ASSERT_EQ(summary.at("iterations").size(), 8u);
+  EXPECT_EQ(summary.at("iterations").at(7), summary.at("run").at("last_iteration"));
   EXPECT_LT(summary.at("evaluation").at("held_out_errors"), 0.15);
   EXPECT_TRUE(std::filesystem::exists(summary.at("parameters").get<std::string>()));
+  EXPECT_THAT(ReadFile(summary.at("report")), HasSubstr("hfopt: digits"));
   EXPECT_THAT(ReadFile(directory / "d/worker-2.log"), HasSubstr("finished: ITERATION_BUDGET"));
 
   // The same command again has nothing left to do.

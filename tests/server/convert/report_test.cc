@@ -54,7 +54,7 @@ TEST(ReportConversion, TerminationKeepsItsDetail) {
 }
 
 TEST(ReportConversion, CostSurvivesTheRoundTrip) {
-  const Cost cost{1, 2, 3, 4, 5, 6, 7, 8};
+  const Cost cost{1, 2, 3, 4, 5, 6, 7, 8, 9};
   const v1::Cost message = CostToProto(cost, 10);
   EXPECT_EQ(CostFromProto(message).value(), cost);
   EXPECT_EQ(message.example_passes(), (3. * 2 + 4 + 4 * 6 + 8) / 10);

@@ -1,0 +1,25 @@
+#include "client/cli/replace_file.h"
+
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+
+#include "absl/strings/str_cat.h"
+
+namespace hfopt::cli {
+
+absl::Status ReplaceFile(const std::string& path, absl::string_view content) {
+  const std::string temporary = absl::StrCat(path, ".", getpid(), ".tmp");
+  std::ofstream file(temporary, std::ios::binary);
+  file.write(content.data(), static_cast<std::streamsize>(content.size()));
+  file.close();
+  if (file && std::rename(temporary.c_str(), path.c_str()) == 0) return absl::OkStatus();
+  const absl::Status status = absl::UnknownError(absl::StrCat(path, ": cannot be written: ", std::strerror(errno)));
+  std::remove(temporary.c_str());
+  return status;
+}
+
+}  // namespace hfopt::cli
