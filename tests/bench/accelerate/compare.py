@@ -1,0 +1,49 @@
+"""Speed-ups at equal held-out loss."""
+
+import dataclasses
+import statistics
+
+from training import converged_at
+
+
+@dataclasses.dataclass
+class Speedup:
+    """Ours against one baseline, one seed. None: ours did not get there."""
+    target: float
+    baseline_seconds: float
+    baseline_passes: float
+    seconds: float | None
+    passes: float | None
+
+    @property
+    def wall(self):
+        return self.baseline_seconds / self.seconds if self.seconds else None
+
+    @property
+    def work(self):
+        return self.baseline_passes / self.passes if self.passes else None
+
+
+def target_of(baseline):
+    """The loss at which a baseline has converged, and the point at which it first had that loss."""
+    target = min(p.loss for p in baseline.points[:baseline.points.index(converged_at(baseline.points)) + 1])
+    return target, baseline.first_at(target)
+
+
+def speedup(baseline, ours):
+    target, there = target_of(baseline)
+    here = ours.first_at(target)
+    return Speedup(target, there.seconds, there.passes, here.seconds if here else None, here.passes if here else None)
+
+
+def median(values):
+    """Of the values that are there; None when most are not, for a median over failures would flatter."""
+    known = [v for v in values if v is not None]
+    if not values or 2 * len(known) <= len(values):
+        return None
+    return statistics.median(known + [0] * (len(values) - len(known)))
+
+
+def spread(values):
+    known = [v for v in values if v is not None]
+    return (min(known), max(known)) if known else None

@@ -1,0 +1,235 @@
+"""Does the acceleration hold? Trains a task by the published method, by a tuned baseline and by ours, through the real service.
+
+Speed-ups are ratios of wall time and of example-passes at equal held-out loss: the loss at which the baseline has converged (less than
+0.1 % better over three iterations, or its last iteration)."""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+
+import compare
+import report
+import rivals
+import tasks
+import training
+
+
+def number(value, digits=3):
+    return "-" if value is None else f"{value:.{digits}g}"
+
+
+def ratio(values):
+    middle, span = compare.median(values), compare.spread(values)
+    if middle is None:
+        return "not reached" if not span else f"not reached by most ({number(span[0])}..{number(span[1])})"
+    return f"{middle:.2f}x" if len(values) == 1 else f"{middle:.2f}x ({span[0]:.2f}..{span[1]:.2f})"
+
+
+class Bench:
+    def __init__(self, name, task, arguments, build, log):
+        self.name, self.task, self.arguments, self.build, self.log = name, task, arguments, build, log
+        self.seeds = list(range(1, arguments.seeds + 1))
+        self.work = pathlib.Path(arguments.work) / name
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.service = training.Service(build, self.work, arguments.workers, arguments.resume, log)
+        # On one core what is compared with a single-threaded rival, and what has a single worker anyway.
+        self.one_core = ("taskset", "-c", str(min(os.sched_getaffinity(0))))
+        self.prefix = self.one_core if task.deterministic else ()
+        self.all = {}  # trainings by role and seed
+
+    def train(self, role, preset, settings, seed, **limits):
+        limits.setdefault("seconds", self.task.seconds)
+        done = self.service.train(role, self.task, preset, settings, seed, data=self.arguments.data, prefix=self.prefix, **limits)
+        self.all[role, seed] = done
+        return done
+
+    def baseline(self, role, settings, seed, **limits):
+        limits.setdefault("iterations", self.task.iterations)
+        return self.train(role, "published", [*self.task.published, *settings], seed, **limits)
+
+    def tune(self, budget):
+        """The grid's setting with the lowest held-out loss after `budget` seconds, on the first seed."""
+        attempts = [(self.baseline(f"tuning: {name}", settings, self.seeds[0], seconds=budget), name, settings)
+                    for name, settings in self.task.grid]
+        for attempt, _, _ in attempts:
+            del self.all[attempt.name, attempt.seed]  # steps on the way, not results
+        _, name, settings = min(attempts, key=lambda a: min(p.loss for p in a[0].points))
+        self.log(f"tuned: {name}")
+        return name, settings
+
+    def compare(self):
+        published = {s: self.baseline("published", (), s) for s in self.seeds}
+        budget = max(1.0, published[self.seeds[0]].points[-1].seconds)
+        tuned_name, tuned_settings = self.tune(budget)
+        tuned = {}
+        for s in self.seeds:
+            tuned[s] = self.baseline("tuned", tuned_settings, s)
+            tuned[s].setting = tuned_name
+        results = {}
+        for role, baselines in (("published", published), ("tuned", tuned)):
+            results[role] = []
+            for s in self.seeds:
+                target = compare.target_of(baselines[s])[0]
+                ours = self.train(f"ours to the loss of {role}", self.task.preset, (), s, target=target)
+                results[role].append(compare.speedup(baselines[s], ours))
+        return results, tuned_name
+
+    def ablate(self, target):
+        rows = []
+        for name, settings in self.task.ablation:
+            done = self.train(f"ablation: {name}", self.task.preset, settings, self.seeds[0], target=target)
+            there = done.first_at(target)
+            best = min(p.loss for p in done.points)
+            rows.append([name, number(there and there.seconds), number(there and there.passes, 4),
+                         str(there.exchanges) if there else "-", str(done.cg_iterations()), str(done.rejected()), number(best, 5)])
+        return rows
+
+    def run_rivals(self):
+        self.prefix = self.one_core
+        one = dataclasses.replace(self.task, deterministic=True)  # one worker
+        done = [self.service.train("ours, one core", one, self.task.preset, (), self.seeds[0], data=self.arguments.data,
+                                   prefix=self.one_core, seconds=self.task.rival_seconds)]
+        for name in self.task.rivals:
+            try:
+                done.append(rivals.train(self.build, name, self.task, self.seeds[0], self.task.rival_seconds,
+                                         self.arguments.data, self.one_core, self.log))
+            except ImportError as error:
+                self.log(f"  {rivals.TITLES[name]}: skipped, {error}")
+        return done
+
+
+def word_error_delta(bench, results):
+    """Points absolute, ours less the published method's, at the published method's loss; None for tasks without words."""
+    if bench.task.quality != "test_word_error_rate":
+        return None
+    deltas = [100 * (bench.all["ours to the loss of published", s].figures["test_word_error_rate"] -
+                     bench.all["published", s].figures["test_word_error_rate"]) for s in bench.seeds]
+    return compare.median(deltas)
+
+
+def summary_rows(bench):
+    rows = []
+    for (role, seed), t in bench.all.items():
+        if role.startswith("ablation"):
+            continue
+        last, cost = t.points[-1], t.cost()
+        n = float(cost["example_passes"]) or 1
+        share = lambda examples, factor: f"{100 * factor * int(cost[examples]) / (3 * int(cost['gradient_examples']) + int(cost['linearization_examples']) + 4 * int(cost['product_examples']) + int(cost['loss_examples'])):.0f} %"
+        rows.append([role + (f" ({t.setting})" if t.setting else ""), str(seed), f"{last.seconds:.1f}", f"{last.passes:.1f}",
+                     share("gradient_examples", 3), share("product_examples", 4), share("loss_examples", 1), str(last.exchanges),
+                     str(len(t.points)), str(t.cg_iterations()), str(t.rejected()), number(min(p.loss for p in t.points), 5),
+                     number(t.figures.get(bench.task.quality), 4)])
+    return rows
+
+
+def machine():
+    model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.machine())
+    return f"{model}, {len(os.sched_getaffinity(0))} cores"
+
+
+def commit():
+    answer = subprocess.run(["git", "-C", str(tasks.ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True)
+    return answer.stdout.strip() or "unknown"
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="tests/bench/acceleration", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", default="digits", choices=sorted(tasks.TASKS))
+    parser.add_argument("--quick", action="store_true", help="one seed, two settings in the tuning, no ablation, no rivals")
+    parser.add_argument("--json", metavar="FILE", help="write everything that was measured")
+    parser.add_argument("--resume", action="store_true", help="do not train again what an earlier call has trained")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--parts", default="compare,ablation,rivals", help="what to do: any of compare, ablation, rivals")
+    parser.add_argument("--data", metavar="DIR", help="data folder in the layout of the task's own (AN4 or IDX)")
+    parser.add_argument("--layers", metavar="WIDTHS", help="other layers than the task's")
+    parser.add_argument("--seconds", type=float, help="other limit for each training than the task's")
+    parser.add_argument("--work", metavar="DIR", default=str(tasks.ROOT / "hfopt-data" / "acceleration"))
+    parser.add_argument("--build", default=str(tasks.ROOT / "build" / "bench"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+
+    task = tasks.TASKS[arguments.task]
+    if task.data and not arguments.data:
+        own = tasks.ROOT / "client" / "models" / task.data
+        if not own.is_dir():
+            parser.error(f"task {arguments.task} needs --data DIR with the {task.data} images in IDX files")
+        arguments.data = str(own)
+    if arguments.layers:
+        task = dataclasses.replace(task, model=(*task.model, "--layers", arguments.layers))
+    if arguments.seconds:
+        task = dataclasses.replace(task, seconds=arguments.seconds, rival_seconds=min(arguments.seconds, task.rival_seconds))
+    parts = set(arguments.parts.split(","))
+    if arguments.quick:
+        arguments.seeds = 1
+        parts = {"compare"}
+        task = dataclasses.replace(task, grid=task.grid[:2], seconds=min(task.seconds, 60))
+
+    def log(line):
+        print(line, flush=True)
+
+    title = f"Acceleration on {arguments.task}"
+    subtitle = f"{machine()}; commit {commit()}; {' '.join(['tests/bench/acceleration', *sys.argv[1:]])}"
+    log(f"{title}\n{subtitle}")
+    bench = Bench(arguments.task, task, arguments, pathlib.Path(arguments.build), log)
+    last = {"task": arguments.task, "speedup_wall_published": None, "speedup_wall_tuned": None,
+            "speedup_passes_published": None, "speedup_passes_tuned": None, "wer_delta": None}
+    tables, shown = [], []
+
+    results, tuned_name = bench.compare()
+    rows = []
+    for role, values in results.items():
+        last[f"speedup_wall_{role}"] = compare.median([v.wall for v in values])
+        last[f"speedup_passes_{role}"] = compare.median([v.work for v in values])
+        rows.append([role + (f" ({tuned_name})" if role == "tuned" else ""), number(compare.median([v.target for v in values]), 5),
+                     number(compare.median([v.baseline_seconds for v in values])), number(compare.median([v.seconds for v in values])),
+                     ratio([v.wall for v in values]), ratio([v.work for v in values])])
+    last["wer_delta"] = word_error_delta(bench, results)
+    tables.append({"title": f"Ours against the baselines at equal held-out loss, median of {len(bench.seeds)} seeds (spread)",
+                   "columns": ["baseline", "loss", "its seconds", "our seconds", "speed-up, wall", "speed-up, passes"], "rows": rows})
+    shown += [bench.all[role, 1] for role in ("published", "tuned", "ours to the loss of tuned") if (role, 1) in bench.all]
+
+    if "ablation" in parts:
+        target = results["published"][0].target
+        tables.append({"title": f"Ablation: to the published method's loss of {target:.5g}, seed 1",
+                       "columns": ["variant", "seconds", "passes", "synchronisations", "CG iterations", "rejected", "best loss"],
+                       "rows": bench.ablate(target)})
+    if "rivals" in parts:
+        others = bench.run_rivals()
+        rows = []
+        for t in others:
+            best = min(t.points, key=lambda p: p.loss)
+            rows.append([t.name + (f" ({t.setting})" if t.setting else ""), number(best.loss, 5), number(best.seconds),
+                         number(best.passes, 4), str(best.exchanges), number(t.figures.get(task.quality), 4)])
+            last.setdefault("rivals", {})[t.name] = {"loss": best.loss, task.quality: t.figures.get(task.quality)}
+        tables.append({"title": f"What a user would pick instead: {task.rival_seconds:g} s on one core each, seed 1",
+                       "columns": ["method", "best loss", "at seconds", "at passes", "at synchronisations", task.quality.replace("_", " ")],
+                       "rows": rows})
+        shown += others
+    tables.append({"title": "All trainings",
+                   "columns": ["variant", "seed", "seconds", "passes", "gradients", "products", "losses", "synchronisations",
+                               "iterations", "CG iterations", "rejected", "best loss", task.quality.replace("_", " ")],
+                   "rows": summary_rows(bench)})
+
+    for table in tables:
+        log("\n" + report.table_text(table["title"], table["columns"], table["rows"]))
+    page = bench.work / "report.html"
+    report.write_page(bench.build, page, title, subtitle, tables, shown)
+    log(f"\npage: {page}")
+    charts = bench.work / "report.svg"
+    log(f"charts: {charts}" if report.write_charts(charts, f"{title} ({machine()})", shown) else "charts: skipped, Matplotlib is not installed")
+    if arguments.json:
+        everything = {**last, "machine": machine(), "commit": commit(), "arguments": sys.argv[1:], "tables": tables,
+                      "trainings": [{"name": t.name, "seed": t.seed, "setting": t.setting, "figures": t.figures,
+                                     "points": [dataclasses.asdict(p) for p in t.points]} for t in [*bench.all.values(), *shown]]}
+        pathlib.Path(arguments.json).write_text(json.dumps(everything, indent=1) + "\n")
+    print(json.dumps(last))
+
+
+if __name__ == "__main__":
+    main()
