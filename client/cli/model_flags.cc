@@ -12,12 +12,15 @@ void AddModelFlags(CLI::App& command, models::ModelSpec& spec) {
   command
       .add_option(
           "--task", spec.task,
-          "What to learn: an4 (speech, monophone states), an4-cd (tied triphone states), digits, idx-autoencoder")
+          "What to learn: an4 (speech, monophone states), an4-cd (tied triphone states), digits, idx-autoencoder, "
+          "pinn-poisson, pinn-convection (physics-informed networks)")
       ->envname("HFOPT_TASK")
       ->type_name("TASK")
       ->capture_default_str()
       ->group(group);
-  command.add_option("--data", spec.data, "Folder of the task's data; an4, an4-cd and digits come with hfopt")
+  command
+      .add_option("--data", spec.data,
+                  "Folder of the task's data; an4, an4-cd and digits come with hfopt, pinn-* need none")
       ->envname("HFOPT_DATA")
       ->type_name("DIR")
       ->group(group);
@@ -50,10 +53,11 @@ void AddModelFlags(CLI::App& command, models::ModelSpec& spec) {
 }
 
 std::vector<std::string> ModelArguments(const models::ModelSpec& spec) {
-  std::vector<std::string> arguments = {"--task", spec.task, "--data", spec.data};
+  std::vector<std::string> arguments = {"--task", spec.task};
   const auto add_text = [&](const char* name, const std::string& text) {
     if (!text.empty()) arguments.insert(arguments.end(), {name, text});
   };
+  add_text("--data", spec.data);
   add_text("--layers", spec.layers);
   add_text("--activation", spec.activation);
   add_text("--initialization", spec.initialization);

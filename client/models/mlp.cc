@@ -6,11 +6,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <type_traits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "client/models/layers.h"
 #include "client/models/status_macros.h"
 
 namespace hfopt::models {
@@ -21,24 +21,6 @@ using client::Examples;
 using client::IndexRange;
 using client::LossSum;
 using client::Vector;
-
-// Weights and biases of layer l inside a parameter vector.
-template <typename Matrix, typename Column>
-struct Layer {
-  Eigen::Map<Matrix> weights;
-  Eigen::Map<Column> biases;
-};
-
-template <typename Scalar>
-auto LayerOf(Scalar* parameters, const std::vector<int64_t>& layers, int l) {
-  using Value = std::remove_const_t<Scalar>;
-  constexpr bool kConst = std::is_const_v<Scalar>;
-  using M = std::conditional_t<kConst, const Matrix<Value>, Matrix<Value>>;
-  using C = std::conditional_t<kConst, const Vector<Value>, Vector<Value>>;
-  for (int k = 1; k < l; ++k) parameters += layers[k] * (layers[k - 1] + 1);
-  const int64_t outputs = layers[l], inputs = layers[l - 1];
-  return Layer<M, C>{{parameters, outputs, inputs}, {parameters + outputs * inputs, outputs}};
-}
 
 // a <- f(a).
 template <typename Scalar>
@@ -129,11 +111,7 @@ absl::string_view Name(Activation activation) {
 absl::Status MlpOptions::Validate() const {
   const auto error = [](auto... what) { return absl::InvalidArgumentError(absl::StrCat("mlp: ", what...)); };
   if (layers.size() < 2) return error("layers has ", layers.size(), " widths; give at least inputs and outputs");
-  for (const int64_t width : layers) {
-    if (width < 1 || width > 1'000'000) {
-      return error("layers has the width ", width, " in ", absl::StrJoin(layers, "-"), "; allowed is 1 to 1000000");
-    }
-  }
+  HFOPT_RETURN_IF_ERROR(CheckWidths("mlp", layers));
   if (activations.size() != layers.size() - 2) {
     return error("activations has ", activations.size(), " entries for ", layers.size() - 2, " hidden layers (",
                  absl::StrJoin(layers, "-"), "); give one for each");
@@ -142,12 +120,6 @@ absl::Status MlpOptions::Validate() const {
   if (block_size < 1) return error("block_size is ", block_size, "; allowed is 1 or more");
   if (max_kept_bytes < 0) return error("max_kept_bytes is ", max_kept_bytes, "; allowed is 0 or more");
   return absl::OkStatus();
-}
-
-int64_t NumParameters(const std::vector<int64_t>& layers) {
-  int64_t n = 0;
-  for (size_t l = 1; l < layers.size(); ++l) n += layers[l] * (layers[l - 1] + 1);
-  return n;
 }
 
 template <typename Scalar>
@@ -486,20 +458,8 @@ absl::Status Mlp<Scalar>::Outputs(const Vector& theta, const Matrix<Scalar>& inp
 
 template <typename Scalar>
 absl::Status Mlp<Scalar>::Check(const Vector& theta, const Examples& examples) const {
-  if (theta.size() != num_parameters()) {
-    return absl::InvalidArgumentError(absl::StrCat("mlp ", absl::StrJoin(options_.layers, "-"), ": theta has ",
-                                                   theta.size(), " elements, the model has ", num_parameters(),
-                                                   " parameters"));
-  }
-  for (const IndexRange& r : examples.ranges) {
-    if (!(0 <= r.begin && r.begin <= r.end && r.end <= num_examples(examples.data))) {
-      return absl::OutOfRangeError(absl::StrCat("mlp: examples ", r.begin, " to ", r.end, " were asked for, the ",
-                                                examples.data == DataSet::kTraining ? "training" : "held-out",
-                                                " data have ", num_examples(examples.data),
-                                                "; do all workers and the server use the same data?"));
-    }
-  }
-  return absl::OkStatus();
+  HFOPT_RETURN_IF_ERROR(CheckTheta("mlp", options_.layers, theta.size()));
+  return CheckExamples("mlp", examples, num_examples(examples.data));
 }
 
 template <typename Scalar>

@@ -49,9 +49,6 @@ struct MlpOptions {
 
 absl::string_view Name(Activation activation);  // "sigmoid", "tanh", "relu", "linear"
 
-// Parameters of layers with weights W (outputs x inputs) and biases b (outputs): n = sum of outputs * (inputs + 1).
-int64_t NumParameters(const std::vector<int64_t>& layers);
-
 // A multilayer perceptron. theta holds, layer by layer, W column after column, then b. Exact gradients, Gauss-Newton
 // products (Schraudolph 2002: forward R-pass, loss Hessian, backward pass) and second moments, by matrix products over
 // blocks of examples in Scalar; losses and metrics are summed in double. Memory does not grow with the sample, but for

@@ -8,12 +8,14 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "client/models/image_data.h"
+#include "client/models/pinn.h"
 #include "client/models/status_macros.h"
 
 namespace hfopt::models {
 namespace {
 
 constexpr char kAn4[] = "an4", kAn4Cd[] = "an4-cd", kDigits[] = "digits", kIdxAutoencoder[] = "idx-autoencoder";
+constexpr char kPinnPoisson[] = "pinn-poisson", kPinnConvection[] = "pinn-convection";
 
 absl::StatusOr<std::vector<int64_t>> ParseLayers(absl::string_view text) {
   std::vector<int64_t> layers;
@@ -88,6 +90,21 @@ absl::StatusOr<std::unique_ptr<client::Model<Scalar>>> MakeIdxAutoencoder(const 
   return Mlp<Scalar>::Create(std::move(options), std::make_shared<ImageSource<Scalar>>(std::move(images), spec.seed));
 }
 
+template <typename Scalar>
+absl::StatusOr<std::unique_ptr<client::Model<Scalar>>> MakePinn(const ModelSpec& spec, PinnProblem problem) {
+  if ((!spec.activation.empty() && spec.activation != Name(Activation::kTanh)) ||
+      (!spec.initialization.empty() && spec.initialization != "glorot") || spec.l2 != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("model: activation \"", spec.activation, "\", initialization \"",
+                                                   spec.initialization, "\", l2 ", spec.l2, "; allowed for task \"",
+                                                   spec.task, "\" are tanh, glorot and 0"));
+  }
+  PinnOptions options{.problem = problem, .data_seed = spec.seed};
+  if (!spec.layers.empty()) {
+    HFOPT_ASSIGN_OR_RETURN(options.layers, ParseLayers(spec.layers));
+  }
+  return Pinn<Scalar>::Create(std::move(options));
+}
+
 }  // namespace
 
 template <typename Scalar>
@@ -111,19 +128,22 @@ absl::StatusOr<AcousticModel<Scalar>> MakeAcousticModel(const ModelSpec& spec) {
 
 template <typename Scalar>
 absl::StatusOr<std::unique_ptr<client::Model<Scalar>>> MakeModel(const ModelSpec& spec) {
+  if (spec.task == kPinnPoisson) return MakePinn<Scalar>(spec, PinnProblem::kPoisson);
+  if (spec.task == kPinnConvection) return MakePinn<Scalar>(spec, PinnProblem::kConvection);
+  if (spec.task != kAn4 && spec.task != kAn4Cd && spec.task != kDigits && spec.task != kIdxAutoencoder) {
+    return absl::InvalidArgumentError(absl::StrCat("model: task \"", spec.task, "\" is not known; allowed are ", kAn4,
+                                                   ", ", kAn4Cd, ", ", kDigits, ", ", kIdxAutoencoder, ", ",
+                                                   kPinnPoisson, " and ", kPinnConvection));
+  }
   if (spec.data.empty()) {
     return absl::InvalidArgumentError(
         absl::StrCat("model: no data folder for task \"", spec.task,
                      "\"; give the folder of the data set, for example client/models/an4"));
   }
-  if (spec.task == kAn4 || spec.task == kAn4Cd) {
-    HFOPT_ASSIGN_OR_RETURN(AcousticModel<Scalar> model, MakeAcousticModel<Scalar>(spec));
-    return std::move(model.mlp);
-  }
   if (spec.task == kDigits) return MakeDigitsModel<Scalar>(spec);
   if (spec.task == kIdxAutoencoder) return MakeIdxAutoencoder<Scalar>(spec);
-  return absl::InvalidArgumentError(absl::StrCat("model: task \"", spec.task, "\" is not known; allowed are ", kAn4,
-                                                 ", ", kAn4Cd, ", ", kDigits, " and ", kIdxAutoencoder));
+  HFOPT_ASSIGN_OR_RETURN(AcousticModel<Scalar> model, MakeAcousticModel<Scalar>(spec));
+  return std::move(model.mlp);
 }
 
 template absl::StatusOr<AcousticModel<float>> MakeAcousticModel(const ModelSpec&);

@@ -21,6 +21,8 @@ struct ModelSpec {
   // idx-autoencoder  IDX images, labels not needed       784-400-200-100-50-25-6-25-50-100-200-400-784 (the CURVES
   // network of Hinton &
   //                                                      Salakhutdinov 2006)    sigmoid, the middle one linear
+  // pinn-poisson     none                                2-32-32-1              tanh
+  // pinn-convection  none                                2-50-50-50-1           tanh
   std::string task = "an4";
   std::string data;    // folder
   std::string layers;  // widths from the inputs to the outputs, "440-256-256-102"
@@ -28,7 +30,7 @@ struct ModelSpec {
       activation;  // sigmoid, tanh, relu or linear for all hidden layers, or one for each: "sigmoid,linear,sigmoid"
   std::string initialization;  // "glorot" or "sparse"; by default sparse for idx-autoencoder, glorot for the others
   double l2 = 0;
-  uint64_t seed = 1;    // of the examples' order
+  uint64_t seed = 1;    // of the examples' order; of the points of pinn-*
   double fraction = 1;  // of AN4's training utterances
 };
 

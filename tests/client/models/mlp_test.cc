@@ -13,6 +13,7 @@
 
 #include "Eigen/Core"
 #include "client/cpp/shuffle.h"
+#include "client/models/layers.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/client/models/dense_source.h"

@@ -49,6 +49,24 @@ TEST(MakeModel, AutoencoderOfIdxImagesHasALinearCode) {
   EXPECT_THAT(MakeModel<float>(with_default_layers), IsOk());
 }
 
+TEST(MakeModel, PhysicsInformedNetworksNeedNoData) {
+  const auto poisson = MakeModel<double>({.task = "pinn-poisson"});
+  ASSERT_THAT(poisson, IsOk());
+  EXPECT_EQ((*poisson)->signature(), "pinn poisson 2-32-32-1 tanh, points of seed 1");
+  const auto convection = MakeModel<double>({.task = "pinn-convection", .layers = "2-20-1", .seed = 9});
+  ASSERT_THAT(convection, IsOk());
+  EXPECT_EQ((*convection)->signature(), "pinn convection 2-20-1 tanh, points of seed 9");
+
+  EXPECT_THAT(MakeModel<double>({.task = "pinn-poisson", .activation = "tanh", .initialization = "glorot"}), IsOk());
+  for (const ModelSpec& spec :
+       {ModelSpec{.task = "pinn-poisson", .activation = "relu"},
+        ModelSpec{.task = "pinn-poisson", .initialization = "sparse"}, ModelSpec{.task = "pinn-poisson", .l2 = 0.1}}) {
+    EXPECT_THAT(
+        MakeModel<double>(spec),
+        IsError(StatusCode::kInvalidArgument, HasSubstr("allowed for task \"pinn-poisson\" are tanh, glorot and 0")));
+  }
+}
+
 TEST(MakeModel, TakesLayersActivationsAndRegulariser) {
   const auto model = MakeModel<float>({.task = "digits",
                                        .data = kModels + "/digits",
@@ -70,7 +88,8 @@ TEST(MakeModel, ErrorsSayWhatIsAllowed) {
     change(spec);
     EXPECT_THAT(MakeModel<float>(spec), IsError(StatusCode::kInvalidArgument, HasSubstr(what)));
   };
-  error([](ModelSpec& s) { s.task = "mnist"; }, "task \"mnist\" is not known; allowed are an4, an4-cd, digits and");
+  error([](ModelSpec& s) { s.task = "mnist"; },
+        "task \"mnist\" is not known; allowed are an4, an4-cd, digits, idx-autoencoder, pinn-poisson and");
   error([](ModelSpec& s) { s.data = ""; }, "no data folder for task \"digits\"");
   error([](ModelSpec& s) { s.layers = "64-x-10"; }, "has the width \"x\"");
   error([](ModelSpec& s) { s.layers = "64"; }, "layers has 1 widths");
