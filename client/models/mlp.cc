@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "client/models/checks.h"
 #include "client/models/status_macros.h"
 
 namespace hfopt::models {
@@ -308,7 +309,7 @@ void Mlp<Scalar>::AddGradient(const Vector& theta, const Block& a, Block& d, Vec
 
 template <typename Scalar>
 absl::StatusOr<LossSum> Mlp<Scalar>::Loss(const Vector& theta, const Examples& examples) {
-  HFOPT_RETURN_IF_ERROR(Check(theta, examples));
+  HFOPT_RETURN_IF_ERROR(CheckArguments(*this, theta, examples));
   LossSum sum;
   ForEachBlock(examples, [&](const Examples& block, int64_t) {
     Block a = Columns(values_, 0, block.size());
@@ -322,7 +323,7 @@ absl::StatusOr<LossSum> Mlp<Scalar>::Loss(const Vector& theta, const Examples& e
 
 template <typename Scalar>
 absl::StatusOr<LossSum> Mlp<Scalar>::Gradient(const Vector& theta, const Examples& examples, Vector& gradient) {
-  HFOPT_RETURN_IF_ERROR(Check(theta, examples));
+  HFOPT_RETURN_IF_ERROR(CheckArguments(*this, theta, examples));
   LossSum sum;
   gradient.setZero(num_parameters());
   ForEachBlock(examples, [&](const Examples& block, int64_t) {
@@ -341,7 +342,7 @@ absl::StatusOr<LossSum> Mlp<Scalar>::Gradient(const Vector& theta, const Example
 
 template <typename Scalar>
 absl::Status Mlp<Scalar>::SecondMoment(const Vector& theta, const Examples& examples, Vector& second_moment) {
-  HFOPT_RETURN_IF_ERROR(Check(theta, examples));
+  HFOPT_RETURN_IF_ERROR(CheckArguments(*this, theta, examples));
   LossSum sum;
   Vector gradient = Vector::Zero(num_parameters());
   second_moment.setZero(num_parameters());
@@ -394,10 +395,7 @@ class MlpLinearization final : public client::Linearization<Scalar> {
   }
 
   absl::Status GaussNewtonProduct(const Vector<Scalar>& v, Vector<Scalar>& product) override {
-    if (v.size() != theta_.size()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("mlp: direction has ", v.size(), " elements, the model has ", theta_.size(), " parameters"));
-    }
+    HFOPT_RETURN_IF_ERROR(CheckSize(mlp_, "direction", v.size()));
     product.setZero(theta_.size());
     mlp_.ForEachBlock(examples_, [&](const Examples& block, int64_t begin) {
       const bool kept = begin < kept_examples_;
@@ -437,7 +435,7 @@ class MlpLinearization final : public client::Linearization<Scalar> {
 template <typename Scalar>
 absl::StatusOr<std::unique_ptr<client::Linearization<Scalar>>> Mlp<Scalar>::Linearize(const Vector& theta,
                                                                                       const Examples& examples) {
-  HFOPT_RETURN_IF_ERROR(Check(theta, examples));
+  HFOPT_RETURN_IF_ERROR(CheckArguments(*this, theta, examples));
   return std::make_unique<MlpLinearization<Scalar>>(*this, theta, examples);
 }
 
@@ -466,7 +464,7 @@ absl::StatusOr<client::Vector<Scalar>> Mlp<Scalar>::InitialParameters(uint64_t s
 
 template <typename Scalar>
 absl::Status Mlp<Scalar>::Outputs(const Vector& theta, const Matrix<Scalar>& inputs, Matrix<Scalar>& outputs) {
-  HFOPT_RETURN_IF_ERROR(Check(theta, {}));
+  HFOPT_RETURN_IF_ERROR(CheckSize(*this, "theta", theta.size()));
   if (inputs.rows() != options_.layers.front()) {
     return absl::InvalidArgumentError(
         absl::StrCat("mlp: an input has ", inputs.rows(), " values, the first layer ", options_.layers.front()));
@@ -483,24 +481,6 @@ absl::Status Mlp<Scalar>::Outputs(const Vector& theta, const Matrix<Scalar>& inp
 }
 
 // Bookkeeping.
-
-template <typename Scalar>
-absl::Status Mlp<Scalar>::Check(const Vector& theta, const Examples& examples) const {
-  if (theta.size() != num_parameters()) {
-    return absl::InvalidArgumentError(absl::StrCat("mlp ", absl::StrJoin(options_.layers, "-"), ": theta has ",
-                                                   theta.size(), " elements, the model has ", num_parameters(),
-                                                   " parameters"));
-  }
-  for (const IndexRange& r : examples.ranges) {
-    if (!(0 <= r.begin && r.begin <= r.end && r.end <= num_examples(examples.data))) {
-      return absl::OutOfRangeError(absl::StrCat("mlp: examples ", r.begin, " to ", r.end, " were asked for, the ",
-                                                examples.data == DataSet::kTraining ? "training" : "held-out",
-                                                " data have ", num_examples(examples.data),
-                                                "; do all workers and the server use the same data?"));
-    }
-  }
-  return absl::OkStatus();
-}
 
 template <typename Scalar>
 typename Mlp<Scalar>::Buffers Mlp<Scalar>::MakeBuffers(int64_t columns) const {
