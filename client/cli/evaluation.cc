@@ -8,6 +8,7 @@
 #include "absl/strings/str_replace.h"
 #include "client/cli/format.h"
 #include "client/models/acoustic_evaluation.h"
+#include "client/models/diffusion.h"
 #include "client/models/status_macros.h"
 
 namespace hfopt::cli {
@@ -52,6 +53,10 @@ absl::StatusOr<std::vector<Figure>> EvaluateHeldOut(const models::ModelSpec& spe
     figures.push_back({absl::StrCat("held_out_", name), mean,
                        absl::StrCat("held-out ", absl::StrReplaceAll(name, {{"_", " "}})),
                        absl::EndsWith(name, "errors") ? FormatPercent(mean) : absl::StrFormat("%.4g", mean)});
+  }
+  if (const auto* inversion = dynamic_cast<const models::DiffusionInversion<Scalar>*>(model.get())) {
+    HFOPT_ASSIGN_OR_RETURN(const double error, inversion->RelativeError(theta));
+    figures.push_back({"relative_model_error", error, "relative model error", FormatPercent(error)});
   }
   return figures;
 }

@@ -12,7 +12,8 @@ void AddModelFlags(CLI::App& command, models::ModelSpec& spec) {
   command
       .add_option(
           "--task", spec.task,
-          "What to learn: an4 (speech, monophone states), an4-cd (tied triphone states), digits, idx-autoencoder")
+          "What to learn: an4 (speech, monophone states), an4-cd (tied triphone states), digits, idx-autoencoder, "
+          "inverse (a conductivity field; use float64)")
       ->envname("HFOPT_TASK")
       ->type_name("TASK")
       ->capture_default_str()
@@ -39,7 +40,9 @@ void AddModelFlags(CLI::App& command, models::ModelSpec& spec) {
       ->envname("HFOPT_L2")
       ->capture_default_str()
       ->group(group);
-  command.add_option("--data-seed", spec.seed, "Seed of the examples' order; equal on all workers of a run")
+  command
+      .add_option("--data-seed", spec.seed,
+                  "Seed of the examples' order, or of synthetic data; equal on all workers of a run")
       ->envname("HFOPT_DATA_SEED")
       ->capture_default_str()
       ->group(group);
@@ -47,19 +50,26 @@ void AddModelFlags(CLI::App& command, models::ModelSpec& spec) {
       ->envname("HFOPT_FRACTION")
       ->capture_default_str()
       ->group(group);
+  command.add_option("--grid", spec.grid, "Cells along a side of the field of inverse")
+      ->envname("HFOPT_GRID")
+      ->type_name("CELLS")
+      ->capture_default_str()
+      ->group(group);
 }
 
 std::vector<std::string> ModelArguments(const models::ModelSpec& spec) {
-  std::vector<std::string> arguments = {"--task", spec.task, "--data", spec.data};
+  std::vector<std::string> arguments = {"--task", spec.task};
   const auto add_text = [&](const char* name, const std::string& text) {
     if (!text.empty()) arguments.insert(arguments.end(), {name, text});
   };
+  add_text("--data", spec.data);
   add_text("--layers", spec.layers);
   add_text("--activation", spec.activation);
   add_text("--initialization", spec.initialization);
   add_text("--l2", absl::StrCat(spec.l2));
   add_text("--data-seed", absl::StrCat(spec.seed));
   add_text("--fraction", absl::StrCat(spec.fraction));
+  add_text("--grid", absl::StrCat(spec.grid));
   return arguments;
 }
 

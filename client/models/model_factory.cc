@@ -7,13 +7,15 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "client/models/diffusion.h"
 #include "client/models/image_data.h"
 #include "client/models/status_macros.h"
 
 namespace hfopt::models {
 namespace {
 
-constexpr char kAn4[] = "an4", kAn4Cd[] = "an4-cd", kDigits[] = "digits", kIdxAutoencoder[] = "idx-autoencoder";
+constexpr char kAn4[] = "an4", kAn4Cd[] = "an4-cd", kDigits[] = "digits", kIdxAutoencoder[] = "idx-autoencoder",
+               kInverse[] = "inverse";
 
 absl::StatusOr<std::vector<int64_t>> ParseLayers(absl::string_view text) {
   std::vector<int64_t> layers;
@@ -88,6 +90,15 @@ absl::StatusOr<std::unique_ptr<client::Model<Scalar>>> MakeIdxAutoencoder(const 
   return Mlp<Scalar>::Create(std::move(options), std::make_shared<ImageSource<Scalar>>(std::move(images), spec.seed));
 }
 
+template <typename Scalar>
+absl::StatusOr<std::unique_ptr<client::Model<Scalar>>> MakeInverse(const ModelSpec& spec) {
+  if (!spec.layers.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("model: layers \"", spec.layers, "\": task ", kInverse, " has none; give the grid"));
+  }
+  return DiffusionInversion<Scalar>::Create({.grid = spec.grid, .seed = spec.seed});
+}
+
 }  // namespace
 
 template <typename Scalar>
@@ -111,19 +122,23 @@ absl::StatusOr<AcousticModel<Scalar>> MakeAcousticModel(const ModelSpec& spec) {
 
 template <typename Scalar>
 absl::StatusOr<std::unique_ptr<client::Model<Scalar>>> MakeModel(const ModelSpec& spec) {
+  if (spec.task == kInverse) return MakeInverse<Scalar>(spec);
+
+  const bool is_acoustic = spec.task == kAn4 || spec.task == kAn4Cd;
+  if (!is_acoustic && spec.task != kDigits && spec.task != kIdxAutoencoder) {
+    return absl::InvalidArgumentError(absl::StrCat("model: task \"", spec.task, "\" is not known; allowed are ", kAn4,
+                                                   ", ", kAn4Cd, ", ", kDigits, ", ", kIdxAutoencoder, " and ",
+                                                   kInverse));
+  }
   if (spec.data.empty()) {
     return absl::InvalidArgumentError(
         absl::StrCat("model: no data folder for task \"", spec.task,
                      "\"; give the folder of the data set, for example client/models/an4"));
   }
-  if (spec.task == kAn4 || spec.task == kAn4Cd) {
-    HFOPT_ASSIGN_OR_RETURN(AcousticModel<Scalar> model, MakeAcousticModel<Scalar>(spec));
-    return std::move(model.mlp);
-  }
   if (spec.task == kDigits) return MakeDigitsModel<Scalar>(spec);
   if (spec.task == kIdxAutoencoder) return MakeIdxAutoencoder<Scalar>(spec);
-  return absl::InvalidArgumentError(absl::StrCat("model: task \"", spec.task, "\" is not known; allowed are ", kAn4,
-                                                 ", ", kAn4Cd, ", ", kDigits, " and ", kIdxAutoencoder));
+  HFOPT_ASSIGN_OR_RETURN(AcousticModel<Scalar> model, MakeAcousticModel<Scalar>(spec));
+  return std::move(model.mlp);
 }
 
 template absl::StatusOr<AcousticModel<float>> MakeAcousticModel(const ModelSpec&);
