@@ -8,6 +8,7 @@
 #include "absl/strings/str_replace.h"
 #include "client/cli/format.h"
 #include "client/models/acoustic_evaluation.h"
+#include "client/models/diffusion.h"
 #include "client/models/pinn.h"
 #include "client/models/status_macros.h"
 
@@ -57,6 +58,10 @@ absl::StatusOr<std::vector<Figure>> EvaluateHeldOut(const models::ModelSpec& spe
   if (auto* pinn = dynamic_cast<models::Pinn<Scalar>*>(model.get())) {
     HFOPT_ASSIGN_OR_RETURN(const double error, pinn->RelativeError(theta));
     figures.push_back({"relative_l2_error", error, "relative L2 error", absl::StrFormat("%.3g", error)});
+  }
+  if (const auto* inversion = dynamic_cast<const models::DiffusionInversion<Scalar>*>(model.get())) {
+    HFOPT_ASSIGN_OR_RETURN(const double error, inversion->RelativeError(theta));
+    figures.push_back({"relative_model_error", error, "relative model error", FormatPercent(error)});
   }
   return figures;
 }

@@ -20,7 +20,8 @@ struct Figure {
 
 // How good a model of the task is with these parameters: of an4 and an4-cd the cross-entropy and frame error of the
 // held-out and test parts and their word error rates, the decoder's acoustic scale chosen on the held-out part alone;
-// of other tasks the held-out loss and metrics; of pinn-* the error against the exact solution too. Takes seconds.
+// of other tasks the held-out loss and metrics; of pinn-* also the error against the exact solution, of inverse also
+// |m - truth| / |truth|. Takes seconds.
 template <typename Scalar>
 absl::StatusOr<std::vector<Figure>> Evaluate(const models::ModelSpec& spec, const client::Vector<Scalar>& theta);
 

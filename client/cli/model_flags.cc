@@ -13,7 +13,8 @@ void AddModelFlags(CLI::App& command, models::ModelSpec& spec) {
       .add_option(
           "--task", spec.task,
           "What to learn: an4 (speech, monophone states), an4-cd (tied triphone states), digits, idx-autoencoder, "
-          "pinn-poisson, pinn-convection (physics-informed networks)")
+          "inverse (a conductivity field), pinn-poisson, pinn-convection (physics-informed networks); the last three "
+          "want --preset deterministic --element-type float64")
       ->envname("HFOPT_TASK")
       ->type_name("TASK")
       ->capture_default_str()
@@ -42,12 +43,19 @@ void AddModelFlags(CLI::App& command, models::ModelSpec& spec) {
       ->envname("HFOPT_L2")
       ->capture_default_str()
       ->group(group);
-  command.add_option("--data-seed", spec.seed, "Seed of the examples' order; equal on all workers of a run")
+  command
+      .add_option("--data-seed", spec.seed,
+                  "Seed of the examples' order, or of synthetic data; equal on all workers of a run")
       ->envname("HFOPT_DATA_SEED")
       ->capture_default_str()
       ->group(group);
   command.add_option("--fraction", spec.fraction, "Part of AN4's training utterances to use, above 0 to 1")
       ->envname("HFOPT_FRACTION")
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--grid", spec.grid, "Cells along a side of the field of inverse")
+      ->envname("HFOPT_GRID")
+      ->type_name("CELLS")
       ->capture_default_str()
       ->group(group);
 }
@@ -64,6 +72,7 @@ std::vector<std::string> ModelArguments(const models::ModelSpec& spec) {
   add_text("--l2", absl::StrCat(spec.l2));
   add_text("--data-seed", absl::StrCat(spec.seed));
   add_text("--fraction", absl::StrCat(spec.fraction));
+  add_text("--grid", absl::StrCat(spec.grid));
   return arguments;
 }
 

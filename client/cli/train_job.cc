@@ -24,6 +24,7 @@ void VisitSpec(Spec& spec, Visitor visit) {
   visit("l2", spec.l2);
   visit("data_seed", spec.seed);
   visit("fraction", spec.fraction);
+  visit("grid", spec.grid);
 }
 
 }  // namespace

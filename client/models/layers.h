@@ -37,10 +37,6 @@ auto LayerOf(Scalar* parameters, const std::vector<int64_t>& layers, int l) {
   return Layer<M, C>{{parameters, outputs, inputs}, {parameters + outputs * inputs, outputs}};
 }
 
-// What `model` ("mlp") says to a request that does not fit: INVALID_ARGUMENT when theta has not n elements,
-// OUT_OF_RANGE when an example is not among the data's `num_examples`.
-absl::Status CheckTheta(absl::string_view model, const std::vector<int64_t>& layers, int64_t theta_size);
-absl::Status CheckExamples(absl::string_view model, const client::Examples& examples, int64_t num_examples);
 // INVALID_ARGUMENT naming the width that is not allowed.
 absl::Status CheckWidths(absl::string_view model, const std::vector<int64_t>& layers);
 

@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "client/models/checks.h"
 #include "client/models/layers.h"
 #include "client/models/status_macros.h"
 
@@ -280,7 +281,7 @@ void Mlp<Scalar>::AddGradient(const Vector& theta, const Block& a, Block& d, Vec
 
 template <typename Scalar>
 absl::StatusOr<LossSum> Mlp<Scalar>::Loss(const Vector& theta, const Examples& examples) {
-  HFOPT_RETURN_IF_ERROR(Check(theta, examples));
+  HFOPT_RETURN_IF_ERROR(CheckArguments(*this, theta, examples));
   LossSum sum;
   ForEachBlock(examples, [&](const Examples& block, int64_t) {
     Block a = Columns(values_, 0, block.size());
@@ -294,7 +295,7 @@ absl::StatusOr<LossSum> Mlp<Scalar>::Loss(const Vector& theta, const Examples& e
 
 template <typename Scalar>
 absl::StatusOr<LossSum> Mlp<Scalar>::Gradient(const Vector& theta, const Examples& examples, Vector& gradient) {
-  HFOPT_RETURN_IF_ERROR(Check(theta, examples));
+  HFOPT_RETURN_IF_ERROR(CheckArguments(*this, theta, examples));
   LossSum sum;
   gradient.setZero(num_parameters());
   ForEachBlock(examples, [&](const Examples& block, int64_t) {
@@ -313,7 +314,7 @@ absl::StatusOr<LossSum> Mlp<Scalar>::Gradient(const Vector& theta, const Example
 
 template <typename Scalar>
 absl::Status Mlp<Scalar>::SecondMoment(const Vector& theta, const Examples& examples, Vector& second_moment) {
-  HFOPT_RETURN_IF_ERROR(Check(theta, examples));
+  HFOPT_RETURN_IF_ERROR(CheckArguments(*this, theta, examples));
   LossSum sum;
   Vector gradient = Vector::Zero(num_parameters());
   second_moment.setZero(num_parameters());
@@ -366,10 +367,7 @@ class MlpLinearization final : public client::Linearization<Scalar> {
   }
 
   absl::Status GaussNewtonProduct(const Vector<Scalar>& v, Vector<Scalar>& product) override {
-    if (v.size() != theta_.size()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("mlp: direction has ", v.size(), " elements, the model has ", theta_.size(), " parameters"));
-    }
+    HFOPT_RETURN_IF_ERROR(CheckSize(mlp_, "direction", v.size()));
     product.setZero(theta_.size());
     mlp_.ForEachBlock(examples_, [&](const Examples& block, int64_t begin) {
       const bool kept = begin < kept_examples_;
@@ -409,7 +407,7 @@ class MlpLinearization final : public client::Linearization<Scalar> {
 template <typename Scalar>
 absl::StatusOr<std::unique_ptr<client::Linearization<Scalar>>> Mlp<Scalar>::Linearize(const Vector& theta,
                                                                                       const Examples& examples) {
-  HFOPT_RETURN_IF_ERROR(Check(theta, examples));
+  HFOPT_RETURN_IF_ERROR(CheckArguments(*this, theta, examples));
   return std::make_unique<MlpLinearization<Scalar>>(*this, theta, examples);
 }
 
@@ -438,7 +436,7 @@ absl::StatusOr<client::Vector<Scalar>> Mlp<Scalar>::InitialParameters(uint64_t s
 
 template <typename Scalar>
 absl::Status Mlp<Scalar>::Outputs(const Vector& theta, const Matrix<Scalar>& inputs, Matrix<Scalar>& outputs) {
-  HFOPT_RETURN_IF_ERROR(Check(theta, {}));
+  HFOPT_RETURN_IF_ERROR(CheckSize(*this, "theta", theta.size()));
   if (inputs.rows() != options_.layers.front()) {
     return absl::InvalidArgumentError(
         absl::StrCat("mlp: an input has ", inputs.rows(), " values, the first layer ", options_.layers.front()));
@@ -455,12 +453,6 @@ absl::Status Mlp<Scalar>::Outputs(const Vector& theta, const Matrix<Scalar>& inp
 }
 
 // Bookkeeping.
-
-template <typename Scalar>
-absl::Status Mlp<Scalar>::Check(const Vector& theta, const Examples& examples) const {
-  HFOPT_RETURN_IF_ERROR(CheckTheta("mlp", options_.layers, theta.size()));
-  return CheckExamples("mlp", examples, num_examples(examples.data));
-}
 
 template <typename Scalar>
 typename Mlp<Scalar>::Buffers Mlp<Scalar>::MakeBuffers(int64_t columns) const {

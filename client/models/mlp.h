@@ -96,7 +96,6 @@ class Mlp final : public client::Model<Scalar> {
   Mlp(MlpOptions options, std::shared_ptr<const DataSource<Scalar>> data);
 
   int num_layers() const { return static_cast<int>(options_.layers.size()) - 1; }  // L
-  absl::Status Check(const Vector& theta, const client::Examples& examples) const;
   Buffers MakeBuffers(int64_t columns) const;
   // Columns begin .. begin + size - 1 of the buffers; layer 0 is the shared input buffer.
   Block Columns(Buffers& buffers, int64_t begin, int64_t size);

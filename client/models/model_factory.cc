@@ -7,6 +7,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "client/models/diffusion.h"
 #include "client/models/image_data.h"
 #include "client/models/pinn.h"
 #include "client/models/status_macros.h"
@@ -14,8 +15,8 @@
 namespace hfopt::models {
 namespace {
 
-constexpr char kAn4[] = "an4", kAn4Cd[] = "an4-cd", kDigits[] = "digits", kIdxAutoencoder[] = "idx-autoencoder";
-constexpr char kPinnPoisson[] = "pinn-poisson", kPinnConvection[] = "pinn-convection";
+constexpr char kAn4[] = "an4", kAn4Cd[] = "an4-cd", kDigits[] = "digits", kIdxAutoencoder[] = "idx-autoencoder",
+               kInverse[] = "inverse", kPinnPoisson[] = "pinn-poisson", kPinnConvection[] = "pinn-convection";
 
 absl::StatusOr<std::vector<int64_t>> ParseLayers(absl::string_view text) {
   std::vector<int64_t> layers;
@@ -91,6 +92,15 @@ absl::StatusOr<std::unique_ptr<client::Model<Scalar>>> MakeIdxAutoencoder(const 
 }
 
 template <typename Scalar>
+absl::StatusOr<std::unique_ptr<client::Model<Scalar>>> MakeInverse(const ModelSpec& spec) {
+  if (!spec.layers.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("model: layers \"", spec.layers, "\": task ", kInverse, " has none; give the grid"));
+  }
+  return DiffusionInversion<Scalar>::Create({.grid = spec.grid, .seed = spec.seed});
+}
+
+template <typename Scalar>
 absl::StatusOr<std::unique_ptr<client::Model<Scalar>>> MakePinn(const ModelSpec& spec, PinnProblem problem) {
   if ((!spec.activation.empty() && spec.activation != Name(Activation::kTanh)) ||
       (!spec.initialization.empty() && spec.initialization != "glorot") || spec.l2 != 0) {
@@ -128,12 +138,15 @@ absl::StatusOr<AcousticModel<Scalar>> MakeAcousticModel(const ModelSpec& spec) {
 
 template <typename Scalar>
 absl::StatusOr<std::unique_ptr<client::Model<Scalar>>> MakeModel(const ModelSpec& spec) {
+  if (spec.task == kInverse) return MakeInverse<Scalar>(spec);
   if (spec.task == kPinnPoisson) return MakePinn<Scalar>(spec, PinnProblem::kPoisson);
   if (spec.task == kPinnConvection) return MakePinn<Scalar>(spec, PinnProblem::kConvection);
-  if (spec.task != kAn4 && spec.task != kAn4Cd && spec.task != kDigits && spec.task != kIdxAutoencoder) {
+
+  const bool is_acoustic = spec.task == kAn4 || spec.task == kAn4Cd;
+  if (!is_acoustic && spec.task != kDigits && spec.task != kIdxAutoencoder) {
     return absl::InvalidArgumentError(absl::StrCat("model: task \"", spec.task, "\" is not known; allowed are ", kAn4,
-                                                   ", ", kAn4Cd, ", ", kDigits, ", ", kIdxAutoencoder, ", ",
-                                                   kPinnPoisson, " and ", kPinnConvection));
+                                                   ", ", kAn4Cd, ", ", kDigits, ", ", kIdxAutoencoder, ", ", kInverse,
+                                                   ", ", kPinnPoisson, " and ", kPinnConvection));
   }
   if (spec.data.empty()) {
     return absl::InvalidArgumentError(

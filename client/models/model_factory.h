@@ -21,6 +21,7 @@ struct ModelSpec {
   // idx-autoencoder  IDX images, labels not needed       784-400-200-100-50-25-6-25-50-100-200-400-784 (the CURVES
   // network of Hinton &
   //                                                      Salakhutdinov 2006)    sigmoid, the middle one linear
+  // inverse          none: synthetic, of `seed`          none: grid x grid conductivities (DiffusionInversion)
   // pinn-poisson     none                                2-32-32-1              tanh
   // pinn-convection  none                                2-50-50-50-1           tanh
   std::string task = "an4";
@@ -30,8 +31,9 @@ struct ModelSpec {
       activation;  // sigmoid, tanh, relu or linear for all hidden layers, or one for each: "sigmoid,linear,sigmoid"
   std::string initialization;  // "glorot" or "sparse"; by default sparse for idx-autoencoder, glorot for the others
   double l2 = 0;
-  uint64_t seed = 1;    // of the examples' order; of the points of pinn-*
+  uint64_t seed = 1;    // of the examples' order; of the points of pinn-*, the truth and noise of inverse
   double fraction = 1;  // of AN4's training utterances
+  int64_t grid = 96;    // cells along a side of `inverse`
 };
 
 // INVALID_ARGUMENT, naming field, value and what is allowed, for a bad spec; else the errors of the data.

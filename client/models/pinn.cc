@@ -20,6 +20,7 @@
 #include "absl/strings/str_join.h"
 #include "client/cpp/shuffle.h"
 #include "client/models/initialization.h"
+#include "client/models/checks.h"
 #include "client/models/layers.h"
 #include "client/models/status_macros.h"
 
@@ -425,7 +426,7 @@ void Pinn<Scalar>::ComputeResiduals(const Block& block, LossSum& sum) {
 
 template <typename Scalar>
 absl::StatusOr<LossSum> Pinn<Scalar>::Loss(const Vector& theta, const Examples& examples) {
-  HFOPT_RETURN_IF_ERROR(Check(theta, examples));
+  HFOPT_RETURN_IF_ERROR(CheckArguments(*this, theta, examples));
   LossSum sum;
   ForEachBlock(examples, [&](const Block& block, int64_t) {
     Forward(theta, block, a_, s_);
@@ -436,7 +437,7 @@ absl::StatusOr<LossSum> Pinn<Scalar>::Loss(const Vector& theta, const Examples& 
 
 template <typename Scalar>
 absl::StatusOr<LossSum> Pinn<Scalar>::Gradient(const Vector& theta, const Examples& examples, Vector& gradient) {
-  HFOPT_RETURN_IF_ERROR(Check(theta, examples));
+  HFOPT_RETURN_IF_ERROR(CheckArguments(*this, theta, examples));
   LossSum sum;
   gradient.setZero(num_parameters());
   ForEachBlock(examples, [&](const Block& block, int64_t) {
@@ -493,7 +494,7 @@ class PinnLinearization final : public client::Linearization<Scalar> {
 template <typename Scalar>
 absl::StatusOr<std::unique_ptr<client::Linearization<Scalar>>> Pinn<Scalar>::Linearize(const Vector& theta,
                                                                                        const Examples& examples) {
-  HFOPT_RETURN_IF_ERROR(Check(theta, examples));
+  HFOPT_RETURN_IF_ERROR(CheckArguments(*this, theta, examples));
   return std::make_unique<PinnLinearization<Scalar>>(*this, theta, examples);
 }
 
@@ -514,7 +515,7 @@ absl::StatusOr<client::Vector<Scalar>> Pinn<Scalar>::InitialParameters(uint64_t 
 
 template <typename Scalar>
 absl::Status Pinn<Scalar>::Residuals(const Vector& theta, const Examples& examples, Vector& residuals) {
-  HFOPT_RETURN_IF_ERROR(Check(theta, examples));
+  HFOPT_RETURN_IF_ERROR(CheckArguments(*this, theta, examples));
   LossSum unused;
   residuals.resize(examples.size());
   ForEachBlock(examples, [&](const Block& block, int64_t begin) {
@@ -527,7 +528,7 @@ absl::Status Pinn<Scalar>::Residuals(const Vector& theta, const Examples& exampl
 
 template <typename Scalar>
 absl::Status Pinn<Scalar>::Values(const Vector& theta, const Matrix<Scalar>& points, Vector& values) {
-  HFOPT_RETURN_IF_ERROR(Check(theta, {}));
+  HFOPT_RETURN_IF_ERROR(CheckSize(*this, "theta", theta.size()));
   if (points.rows() != 2) {
     return absl::InvalidArgumentError(absl::StrCat("pinn: a point has ", points.rows(), " coordinates; give 2"));
   }
@@ -559,12 +560,6 @@ absl::StatusOr<double> Pinn<Scalar>::RelativeError(const Vector& theta) {
 }
 
 // Bookkeeping.
-
-template <typename Scalar>
-absl::Status Pinn<Scalar>::Check(const Vector& theta, const Examples& examples) const {
-  HFOPT_RETURN_IF_ERROR(CheckTheta("pinn", options_.layers, theta.size()));
-  return CheckExamples("pinn", examples, num_examples(examples.data));
-}
 
 template <typename Scalar>
 typename Pinn<Scalar>::Layers Pinn<Scalar>::MakeLayers(int64_t columns) const {

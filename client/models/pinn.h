@@ -120,7 +120,6 @@ class Pinn final : public client::Model<Scalar> {
   explicit Pinn(PinnOptions options);
 
   int num_layers() const { return static_cast<int>(options_.layers.size()) - 1; }  // L
-  absl::Status Check(const Vector& theta, const client::Examples& examples) const;
   Layers MakeLayers(int64_t columns) const;
   Block MakeBlock(const client::Examples& examples) const;
   // f(block, position of its first example), block by block.

@@ -24,6 +24,7 @@ TEST_F(TrainJobTest, SurvivesTheFile) {
   job.model.task = "digits";
   job.model.layers = "64-10";
   job.model.l2 = 1e-3;
+  job.model.grid = 12;
   job.options.set_max_wall_seconds(12.5);
   job.options.mutable_optimizer()->mutable_stop()->set_target_loss(0);  // present, though zero
   ASSERT_TRUE(SaveTrainJob(directory_, job).ok());
@@ -31,6 +32,7 @@ TEST_F(TrainJobTest, SurvivesTheFile) {
   ASSERT_TRUE(read.ok()) << read.status();
   EXPECT_EQ(read->ToJson(), job.ToJson());
   EXPECT_EQ(read->model.l2, 1e-3);
+  EXPECT_EQ(read->model.grid, 12);
   EXPECT_TRUE(read->options.optimizer().stop().has_target_loss());
 }
 

@@ -31,6 +31,22 @@ TEST(MakeModel, HasTheTasksDefaults) {
   const auto digits = MakeModel<double>({.task = "digits", .data = kModels + "/digits"});
   ASSERT_THAT(digits, IsOk());
   EXPECT_THAT((*digits)->signature(), HasSubstr("64-32-10"));
+
+  const auto inverse = MakeModel<double>({.task = "inverse"});
+  ASSERT_THAT(inverse, IsOk());
+  EXPECT_THAT((*inverse)->signature(), HasSubstr("inverse diffusion, grid 96, 64 sources, 64 receivers"));
+  EXPECT_EQ((*inverse)->num_parameters(), 9216);
+  EXPECT_EQ((*inverse)->num_examples(DataSet::kHeldOut), 64);
+}
+
+TEST(MakeModel, InverseTakesGridAndSeedAndNoData) {
+  const auto model = MakeModel<float>({.task = "inverse", .seed = 9, .grid = 12});
+  ASSERT_THAT(model, IsOk());
+  EXPECT_THAT((*model)->signature(), AllOf(HasSubstr("grid 12"), HasSubstr("seed 9")));
+  EXPECT_THAT(MakeModel<float>({.task = "inverse", .grid = 1}),
+              IsError(StatusCode::kInvalidArgument, HasSubstr("grid is 1")));
+  EXPECT_THAT(MakeModel<float>({.task = "inverse", .layers = "9-9"}),
+              IsError(StatusCode::kInvalidArgument, HasSubstr("layers \"9-9\": task inverse has none")));
 }
 
 TEST(MakeModel, AutoencoderOfIdxImagesHasALinearCode) {
@@ -89,7 +105,7 @@ TEST(MakeModel, ErrorsSayWhatIsAllowed) {
     EXPECT_THAT(MakeModel<float>(spec), IsError(StatusCode::kInvalidArgument, HasSubstr(what)));
   };
   error([](ModelSpec& s) { s.task = "mnist"; },
-        "task \"mnist\" is not known; allowed are an4, an4-cd, digits, idx-autoencoder, pinn-poisson and");
+        "task \"mnist\" is not known; allowed are an4, an4-cd, digits, idx-autoencoder, inverse, pinn-poisson and");
   error([](ModelSpec& s) { s.data = ""; }, "no data folder for task \"digits\"");
   error([](ModelSpec& s) { s.layers = "64-x-10"; }, "has the width \"x\"");
   error([](ModelSpec& s) { s.layers = "64"; }, "layers has 1 widths");
