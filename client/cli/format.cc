@@ -57,7 +57,9 @@ std::string Table::ToString() const {
 }
 
 std::string FormatLoss(double loss) {
-  return std::abs(loss) < 1e4 ? absl::StrFormat("%.4f", loss) : absl::StrFormat("%.5g", loss);
+  // Four decimals where they say enough; five digits for the small losses of least squares, and for the large.
+  const double size = std::abs(loss);
+  return (0.1 <= size && size < 1e4) || size == 0 ? absl::StrFormat("%.4f", loss) : absl::StrFormat("%.5g", loss);
 }
 
 std::string FormatSeconds(double seconds) {

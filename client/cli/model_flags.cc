@@ -21,7 +21,8 @@ void AddModelFlags(CLI::App& command, models::ModelSpec& spec) {
       ->group(group);
   command
       .add_option("--data", spec.data,
-                  "Folder of the task's data; an4, an4-cd and digits come with hfopt, pinn-* need none")
+                  "Folder of the task's data; by default what comes with hfopt: AN4, digits, and CURVES for "
+                  "idx-autoencoder; inverse and pinn-* need none")
       ->envname("HFOPT_DATA")
       ->type_name("DIR")
       ->group(group);
@@ -82,7 +83,10 @@ std::string ProgramPath() {
 }
 
 std::string FindData(const std::string& task, const std::string& program) {
-  const std::string folder = task == "an4" || task == "an4-cd" ? "an4" : task == "digits" ? "digits" : "";
+  const std::string folder = task == "an4" || task == "an4-cd" ? "an4"
+                             : task == "digits"                ? "digits"
+                             : task == "idx-autoencoder"       ? "curves"
+                                                               : "";
   if (folder.empty()) return "";
   for (std::filesystem::path above = std::filesystem::path(program).parent_path();; above = above.parent_path()) {
     for (const char* place : {"share/hfopt", "client/models"}) {

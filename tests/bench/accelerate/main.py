@@ -156,15 +156,14 @@ def main():
 
     task = tasks.TASKS[arguments.task]
     if task.data and not arguments.data:
-        own = tasks.ROOT / "client" / "models" / task.data
-        if not own.is_dir():
-            parser.error(f"task {arguments.task} needs --data DIR with the {task.data} images in IDX files")
-        arguments.data = str(own)
+        parser.error(f"task {arguments.task} needs --data DIR with {task.data}")
     if arguments.layers:
         task = dataclasses.replace(task, model=(*task.model, "--layers", arguments.layers))
     if arguments.seconds:
         task = dataclasses.replace(task, seconds=arguments.seconds, rival_seconds=min(arguments.seconds, task.rival_seconds))
     parts = set(arguments.parts.split(","))
+    if parts - {"compare", "ablation", "rivals"} or "ablation" in parts and "compare" not in parts:
+        parser.error(f"--parts {arguments.parts}: any of compare, ablation (which needs compare for its target) and rivals")
     if arguments.quick:
         arguments.seeds = 1
         parts = {"compare"}
@@ -181,18 +180,19 @@ def main():
             "speedup_passes_published": None, "speedup_passes_tuned": None, "wer_delta": None}
     tables, shown = [], []
 
-    results, tuned_name = bench.compare()
-    rows = []
-    for role, values in results.items():
-        last[f"speedup_wall_{role}"] = compare.median([v.wall for v in values])
-        last[f"speedup_passes_{role}"] = compare.median([v.work for v in values])
-        rows.append([role + (f" ({tuned_name})" if role == "tuned" else ""), number(compare.median([v.target for v in values]), 5),
-                     number(compare.median([v.baseline_seconds for v in values])), number(compare.median([v.seconds for v in values])),
-                     ratio([v.wall for v in values]), ratio([v.work for v in values])])
-    last["wer_delta"] = word_error_delta(bench, results)
-    tables.append({"title": f"Ours against the baselines at equal held-out loss, median of {len(bench.seeds)} seeds (spread)",
-                   "columns": ["baseline", "loss", "its seconds", "our seconds", "speed-up, wall", "speed-up, passes"], "rows": rows})
-    shown += [bench.all[role, 1] for role in ("published", "tuned", "ours to the loss of tuned") if (role, 1) in bench.all]
+    if "compare" in parts:
+        results, tuned_name = bench.compare()
+        rows = []
+        for role, values in results.items():
+            last[f"speedup_wall_{role}"] = compare.median([v.wall for v in values])
+            last[f"speedup_passes_{role}"] = compare.median([v.work for v in values])
+            rows.append([role + (f" ({tuned_name})" if role == "tuned" else ""), number(compare.median([v.target for v in values]), 5),
+                         number(compare.median([v.baseline_seconds for v in values])), number(compare.median([v.seconds for v in values])),
+                         ratio([v.wall for v in values]), ratio([v.work for v in values])])
+        last["wer_delta"] = word_error_delta(bench, results)
+        tables.append({"title": f"Ours against the baselines at equal held-out loss, median of {len(bench.seeds)} seeds (spread)",
+                       "columns": ["baseline", "loss", "its seconds", "our seconds", "speed-up, wall", "speed-up, passes"], "rows": rows})
+        shown += [bench.all[role, 1] for role in ("published", "tuned", "ours to the loss of tuned") if (role, 1) in bench.all]
 
     if "ablation" in parts:
         target = results["published"][0].target
@@ -211,10 +211,11 @@ def main():
                        "columns": ["method", "best loss", "at seconds", "at passes", "at synchronisations", task.quality.replace("_", " ")],
                        "rows": rows})
         shown += others
-    tables.append({"title": "All trainings",
-                   "columns": ["variant", "seed", "seconds", "passes", "gradients", "products", "losses", "synchronisations",
-                               "iterations", "CG iterations", "rejected", "best loss", task.quality.replace("_", " ")],
-                   "rows": summary_rows(bench)})
+    if bench.all:
+        tables.append({"title": "All trainings",
+                       "columns": ["variant", "seed", "seconds", "passes", "gradients", "products", "losses", "synchronisations",
+                                   "iterations", "CG iterations", "rejected", "best loss", task.quality.replace("_", " ")],
+                       "rows": summary_rows(bench)})
 
     for table in tables:
         log("\n" + report.table_text(table["title"], table["columns"], table["rows"]))

@@ -32,7 +32,7 @@ class Task:
     rival_seconds: float = 60
     quality: str = "held_out_loss"  # the figure that tells how good the model is for its purpose
     deterministic: bool = False  # one shard and worker, held-out loss = training loss
-    data: str = ""  # a data folder that the repository does not have
+    data: str = ""  # what --data has to name, for data that the repository does not have
 
 
 PRECONDITIONERS = tuple(
@@ -103,8 +103,8 @@ TASKS = {
     "digits": Task(model=("--task", "digits"), preset="accelerated", grid=learning_grid()[:2],
                    ablation=LEARNING_ABLATION[:2], seconds=20, rivals=LEARNING_RIVALS, rival_seconds=1,
                    quality="held_out_errors"),
-    "curves": autoencoder("curves", "784-400-200-100-50-25-6-25-50-100-200-400-784", 240),
-    "mnist-ae": autoencoder("mnist", "784-1000-500-250-30-250-500-1000-784", 600),
+    "curves": autoencoder("", "784-400-200-100-50-25-6-25-50-100-200-400-784", 240),
+    "mnist-ae": autoencoder("the MNIST images in IDX files", "784-1000-500-250-30-250-500-1000-784", 600),
     "inverse": Task(model=("--task", "inverse"), preset="deterministic", published=ALL_DATA, grid=deterministic_grid(),
                     ablation=DETERMINISTIC_ABLATION, element_type="float64", seconds=240, rivals=("lbfgs",),
                     rival_seconds=120, quality="relative_model_error", deterministic=True),

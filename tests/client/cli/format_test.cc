@@ -50,6 +50,9 @@ TEST(Format, Durations) {
 TEST(Format, Numbers) {
   EXPECT_EQ(FormatLoss(1.23456), "1.2346");
   EXPECT_EQ(FormatLoss(123456.7), "1.2346e+05");
+  EXPECT_EQ(FormatLoss(0.00031385365), "0.00031385");
+  EXPECT_EQ(FormatLoss(2.956341e-06), "2.9563e-06");
+  EXPECT_EQ(FormatLoss(0), "0.0000");
   EXPECT_EQ(FormatPercent(0.1234), "12.3 %");
   EXPECT_EQ(FormatCount(0), "0");
   EXPECT_EQ(FormatCount(999), "999");
