@@ -46,7 +46,9 @@ OptimizerOptions OptimizerOptions::Deterministic() {
   options.conjugate_gradient.progress_tolerance = 0;
   options.conjugate_gradient.residual_tolerance = 0.1;
   options.preconditioner.lbfgs = LbfgsMode::kFrozen;
-  options.preconditioner.memory = 32;
+  // On pinn-poisson 64 pairs reached a 4 times lower loss than 32 in the same time, on pinn-convection and inverse the same one;
+  // 128 gave no more.
+  options.preconditioner.memory = 64;
   options.damping.rule = DampingRule::kContinuous;
   options.damping.actual_reduction = ActualReduction::kHeldOutAtLast;
   options.damping.initial = 1e-2;

@@ -89,6 +89,17 @@ class Bench:
                          str(there.exchanges) if there else "-", str(done.cg_iterations()), str(done.rejected()), number(best, 5)])
         return rows
 
+    def measure_systems(self):
+        """CG iterations to relative residuals with and without the L-BFGS preconditioner, where training by ours has got to."""
+        done = self.train("ours to the end", self.task.preset, (), self.seeds[0])
+        last = done.iterations()[-1]
+        command = [*self.one_core, str(self.build / "tests" / "bench" / "hfopt_preconditioner_bench"), str(done.parameters),
+                   str(last["damping"]), last["curvature_examples"], "--element-type", self.task.element_type, *self.task.model,
+                   "--data-seed", str(self.seeds[0])]
+        if self.arguments.data:
+            command += ["--data", self.arguments.data]
+        return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
     def run_rivals(self):
         self.prefix = self.one_core
         one = dataclasses.replace(self.task, deterministic=True)  # one worker
@@ -146,7 +157,7 @@ def main():
     parser.add_argument("--resume", action="store_true", help="do not train again what an earlier call has trained")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--parts", default="compare,ablation,rivals", help="what to do: any of compare, ablation, rivals")
+    parser.add_argument("--parts", default="compare,ablation,systems,rivals", help="what to do; by default all: %(default)s")
     parser.add_argument("--data", metavar="DIR", help="data folder in the layout of the task's own (AN4 or IDX)")
     parser.add_argument("--layers", metavar="WIDTHS", help="other layers than the task's")
     parser.add_argument("--seconds", type=float, help="other limit for each training than the task's")
@@ -162,8 +173,8 @@ def main():
     if arguments.seconds:
         task = dataclasses.replace(task, seconds=arguments.seconds, rival_seconds=min(arguments.seconds, task.rival_seconds))
     parts = set(arguments.parts.split(","))
-    if parts - {"compare", "ablation", "rivals"} or "ablation" in parts and "compare" not in parts:
-        parser.error(f"--parts {arguments.parts}: any of compare, ablation (which needs compare for its target) and rivals")
+    if parts - {"compare", "ablation", "systems", "rivals"} or "ablation" in parts and "compare" not in parts:
+        parser.error(f"--parts {arguments.parts}: any of compare, ablation (which needs compare for its target), systems, rivals")
     if arguments.quick:
         arguments.seeds = 1
         parts = {"compare"}
@@ -199,6 +210,14 @@ def main():
         tables.append({"title": f"Ablation: to the published method's loss of {target:.5g}, seed 1",
                        "columns": ["variant", "seconds", "passes", "synchronisations", "CG iterations", "rejected", "best loss"],
                        "rows": bench.ablate(target)})
+    if "systems" in parts:
+        counts = bench.measure_systems()
+        damping, residuals, none = counts.pop("damping"), counts.pop("residuals"), counts["none"]
+        rows = [[name, *(str(k) if k is not None else "-" for k in ks),
+                 *(f"{100 * (k / n - 1):+.0f} %" if k is not None and n else "-" for k, n in zip(ks, none))] for name, ks in counts.items()]
+        last["cg_iterations"] = counts
+        tables.append({"title": f"CG iterations to a relative residual, late in training by ours (lambda {damping:.3g})",
+                       "columns": ["L-BFGS pairs", *(f"to {r:g}" for r in residuals), *("against none" for _ in residuals)], "rows": rows})
     if "rivals" in parts:
         others = bench.run_rivals()
         rows = []

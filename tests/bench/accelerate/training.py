@@ -28,6 +28,7 @@ class Training:
     figures: dict  # of the best parameters
     summary: dict | None = None  # of `hfopt train -o json`; None for rivals
     setting: str = ""  # what a search chose
+    parameters: pathlib.Path | None = None  # the best, as safetensors
 
     def first_at(self, loss):
         """The first point whose loss on all held-out data is not above `loss`; None when there is none."""
@@ -99,9 +100,12 @@ class Service:
             if done.returncode != 0:
                 raise RuntimeError(f"{name}: {' '.join(command)}\nexit code {done.returncode}:\n{done.stderr[-3000:]}")
             result.write_text(done.stdout)
+            parameters = directory / "parameters.safetensors"
+            parameters.replace(self.work / f"{key}.safetensors")
             shutil.rmtree(directory, ignore_errors=True)
         summary = json.loads(result.read_text())
-        training = Training(name, seed, points_of(summary), summary["evaluation"], summary)
+        training = Training(name, seed, points_of(summary), summary["evaluation"], summary,
+                            parameters=self.work / f"{key}.safetensors")
         last = training.points[-1]
         self.log(f"  {name}, seed {seed}: {len(training.points)} iterations, loss {last.loss:.6g}, {last.passes:.1f} passes, "
                  f"{last.seconds:.1f} s, {summary['run']['termination']['reason'].removeprefix('REASON_').lower()}")
