@@ -13,8 +13,8 @@ void AddModelFlags(CLI::App& command, models::ModelSpec& spec) {
       .add_option(
           "--task", spec.task,
           "What to learn: an4 (speech, monophone states), an4-cd (tied triphone states), digits, idx-autoencoder, "
-          "inverse (a conductivity field), pinn-poisson, pinn-convection (physics-informed networks); the last three "
-          "want --preset deterministic --element-type float64")
+          "inverse (a conductivity field), pinn-poisson, pinn-convection (physics-informed networks); hfopt train takes "
+          "--preset deterministic --element-type float64 for the last three")
       ->envname("HFOPT_TASK")
       ->type_name("TASK")
       ->capture_default_str()

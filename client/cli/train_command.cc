@@ -66,6 +66,14 @@ absl::StatusOr<TrainJob> MakeJob(const TrainFlags& flags) {
   if (job.model.data.empty()) job.model.data = FindData(job.model.task, ProgramPath());
   if (!job.model.data.empty()) job.model.data = std::filesystem::absolute(job.model.data).lexically_normal().string();
   HFOPT_ASSIGN_OR_RETURN(job.options, flags.run.ToProto());
+  if (models::IsDeterministic(job.model.task)) {
+    if (job.options.element_type() == v1::ELEMENT_TYPE_UNSPECIFIED) {
+      job.options.set_element_type(v1::ELEMENT_TYPE_FLOAT64);
+    }
+    if (job.options.optimizer().preset() == v1::OptimizerOptions::PRESET_UNSPECIFIED) {
+      job.options.mutable_optimizer()->set_preset(v1::OptimizerOptions::PRESET_DETERMINISTIC);
+    }
+  }
   // A bad model is found here, before any process is started.
   HFOPT_RETURN_IF_ERROR(models::MakeModel<float>(job.model).status());
   return job;

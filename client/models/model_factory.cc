@@ -117,6 +117,10 @@ absl::StatusOr<std::unique_ptr<client::Model<Scalar>>> MakePinn(const ModelSpec&
 
 }  // namespace
 
+bool IsDeterministic(absl::string_view task) {
+  return task == kInverse || task == kPinnPoisson || task == kPinnConvection;
+}
+
 template <typename Scalar>
 absl::StatusOr<AcousticModel<Scalar>> MakeAcousticModel(const ModelSpec& spec) {
   if (spec.task != kAn4 && spec.task != kAn4Cd) {

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "client/cpp/model.h"
 #include "client/models/acoustic_data.h"
 #include "client/models/mlp.h"
@@ -35,6 +36,9 @@ struct ModelSpec {
   double fraction = 1;  // of AN4's training utterances
   int64_t grid = 96;    // cells along a side of `inverse`
 };
+
+// inverse and pinn-*: a problem without noise in its evaluations, ill-conditioned, to be solved in double precision with all data.
+bool IsDeterministic(absl::string_view task);
 
 // INVALID_ARGUMENT, naming field, value and what is allowed, for a bad spec; else the errors of the data.
 template <typename Scalar>

@@ -73,6 +73,19 @@ TEST(Train, EndsWithASummaryAndTheParameters) {
   EXPECT_THAT(other.err, AllOf(HasSubstr("other options"), HasSubstr("train --resume")));
 }
 
+TEST(Train, ADeterministicTaskGetsItsPresetAndDoublePrecision) {
+  const TemporaryDirectory directory;
+  std::vector<std::string> command = Train(directory / "d", 3);
+  command.insert(command.end(), {"--task", "pinn-poisson", "--layers", "2-8-1"});
+  const Outcome outcome = RunProgram(command);
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  const json summary = json::parse(outcome.out);
+  const json options = summary.at("run").at("options");
+  EXPECT_EQ(options.at("element_type"), "ELEMENT_TYPE_FLOAT64");
+  EXPECT_EQ(options.at("optimizer").at("preset"), "PRESET_DETERMINISTIC");
+  EXPECT_GT(summary.at("evaluation").at("relative_l2_error"), 0);
+}
+
 TEST(Train, StoppedByCtrlCAndResumedGivesTheSameBits) {
   const TemporaryDirectory directory;
   constexpr int kIterations = 120;
