@@ -118,6 +118,11 @@ absl::Status WorkerPool::CheckHello(const v1::Hello& hello) const {
   if (!Contains(hello.element_types(), options_.element_type)) {
     return refuse("cannot compute in ", wire::ElementTypeName(options_.element_type), ", the element type of this run");
   }
+  const int64_t n = static_cast<int64_t>(std::min<uint64_t>(hello.num_parameters(), INT64_MAX));
+  if (const absl::Status fits = options_.check_memory(n); !fits.ok()) {
+    return absl::Status(fits.code(),
+                        absl::StrCat(options_.run_name, ": worker ", hello.worker_id(), ": ", fits.message()));
+  }
   if (model_.has_value()) {
     const auto differs = [&](absl::string_view field, auto theirs, auto ours) {
       return refuse(field, " is ", theirs, ", but the other workers of this run have ", ours);

@@ -64,6 +64,8 @@ class WorkerPool {
     std::string run_name;  // "runs/an4", for messages
     v1::ElementType element_type = v1::ELEMENT_TYPE_FLOAT32;
     absl::Duration lease = absl::Seconds(10);
+    // RESOURCE_EXHAUSTED when a run with so many parameters does not fit into the server.
+    std::function<absl::Status(int64_t num_parameters)> check_memory = [](int64_t) { return absl::OkStatus(); };
     std::function<absl::Time()> now = absl::Now;
   };
   explicit WorkerPool(Options options);
@@ -74,7 +76,8 @@ class WorkerPool {
   // --- Called by sessions.
 
   // Admits a worker and sends it Welcome and whatever it should release or drop. An older session of the same worker is closed.
-  // INVALID_ARGUMENT or FAILED_PRECONDITION when it does not fit the run, with both values.
+  // INVALID_ARGUMENT or FAILED_PRECONDITION when it does not fit the run, with both values; RESOURCE_EXHAUSTED when its model does not fit
+  // into the server's memory. Nothing of a vector's size is allocated for a worker before it was admitted.
   absl::Status Join(const v1::Hello& hello, std::shared_ptr<WorkerLink> link);
   // An answer with all its vectors. Unknown ids (late or second answers) are dropped. INVALID_ARGUMENT when it is not an answer to what
   // was asked; the session ends then.

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
 #include "proto/wire/status.h"
+#include "server/evaluation/out_of_memory.h"
 
 namespace hfopt::server {
 namespace {
@@ -32,7 +33,7 @@ void WorkerSession::OnReadDone(bool ok) {
     return;
   }
   last_heard_ = absl::ToUnixNanos(absl::Now());
-  if (absl::Status status = Handle(incoming_); !status.ok()) {
+  if (absl::Status status = CatchOutOfMemory([this] { return Handle(incoming_); }); !status.ok()) {
     Close(std::move(status));
     return;
   }

@@ -165,6 +165,18 @@ TEST_F(MockWorkerTest, AWrongSizeIsRefusedWithBothValues) {
   EXPECT_THAT(std::string(end.message()), AllOf(HasSubstr("7"), HasSubstr("910")));
 }
 
+TEST_F(MockWorkerTest, AModelThatDoesNotFitIntoTheServerIsRefusedAndTheRunWaitsForAnother) {
+  v1::Hello hello = HelloOf("mock");
+  hello.set_num_parameters(uint64_t{1} << 40);
+  MockWorker mock(MakeDigits(), server_.address(), hello, [](int, auto&) { return Action::kAnswer; });
+  const absl::Status end = mock.AwaitEnd();
+  EXPECT_EQ(end.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(end.message()),
+              AllOf(HasSubstr("worker mock"), HasSubstr("1099511627776"), HasSubstr("allows 1000 MiB")));
+  const auto good = GoodWorker();
+  ExpectUndisturbedBits();
+}
+
 TEST_F(MockWorkerTest, AnUnknownRunIsNotFound) {
   v1::Hello hello = HelloOf("mock");
   hello.set_run_id("nothing-here");

@@ -184,6 +184,24 @@ TEST_F(ServiceTest, UploadedParametersOfAnotherSizeFailTheRunWithBothSizes) {
   EXPECT_THAT(run.state_detail(), AllOf(HasSubstr("649"), HasSubstr("650")));
 }
 
+TEST_F(ServiceTest, AHugeUploadIsRefusedAtItsHeaderAndLeavesTheServerWhole) {
+  ASSERT_TRUE(client_.Create("a", Options(1)).ok());
+  const auto stub = v1::RunService::NewStub(client::MakeChannel(server_.address()));
+  for (const uint64_t size : {uint64_t{1} << 33, ~uint64_t{0}}) {
+    grpc::ClientContext context;
+    v1::UploadParametersResponse response;
+    const auto stream = stub->UploadParameters(&context, &response);
+    v1::UploadParametersRequest request;
+    request.mutable_header()->set_name("runs/a");
+    request.mutable_header()->set_size(size);
+    request.mutable_header()->set_element_type(v1::ELEMENT_TYPE_FLOAT32);
+    stream->Write(request);
+    EXPECT_THAT(Refusal(wire::FromGrpc(stream->Finish()), absl::StatusCode::kResourceExhausted),
+                AllOf(HasSubstr("MiB"), HasSubstr("allows 1000 MiB"), HasSubstr("--memory-limit")));
+  }
+  server_.Stop();  // returns: no stream is left behind
+}
+
 TEST_F(ServiceTest, ARunThatHasMoreShardsThanExamplesFailsWithTheNumbers) {
   v1::RunOptions options = Options(1);
   options.set_shards(5000);
