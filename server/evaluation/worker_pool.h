@@ -22,7 +22,7 @@
 
 namespace hfopt::server {
 
-// What the workers of a run agree on; fixed by the first one.
+// What the workers of a run agree on. Zero and empty: not known yet.
 struct ModelDescription {
   int64_t num_parameters = 0;
   int64_t training_examples = 0;
@@ -63,6 +63,7 @@ class WorkerPool {
   struct Options {
     std::string run_name;  // "runs/an4", for messages
     v1::ElementType element_type = v1::ELEMENT_TYPE_FLOAT32;
+    ModelDescription model;  // what the run's record knows of it
     absl::Duration lease = absl::Seconds(10);
     // RESOURCE_EXHAUSTED when a run with so many parameters does not fit into the server.
     std::function<absl::Status(int64_t num_parameters)> check_memory = [](int64_t) { return absl::OkStatus(); };
@@ -87,6 +88,10 @@ class WorkerPool {
   void OnDisconnected(const WorkerLink* link);
 
   // --- Called by the run's thread.
+
+  // What the run's record knows of the model from now on: workers of another one are sent away and refused, also when none of this model is
+  // left. What it does not know is fixed by the first worker, and forgotten when the last one has gone.
+  void Expect(const ModelDescription& model);
 
   // Fixes the number of logical shards. Before this, workers join and wait for their Welcome.
   void SetShards(int shards);
@@ -119,7 +124,6 @@ class WorkerPool {
   // Called from the run's thread, without locks held, when the answer of WaitingFor has changed. Set once, before the first wait.
   void SetWaitingListener(std::function<void()> listener) { waiting_listener_ = std::move(listener); }
 
-  std::optional<ModelDescription> model() const;
   std::vector<v1::WorkerStatus> workers() const;
   PoolAccounting accounting() const;
   // Re-examines the leases: for clocks that do not wake waiting threads.
@@ -151,6 +155,11 @@ class WorkerPool {
   bool IsAlive(const Worker& worker) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Worker* FindByLink(const WorkerLink* link) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status CheckHello(const v1::Hello& hello) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status CheckModel(const v1::Hello& hello) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Takes the link from a worker, which is then known as one that has gone.
+  std::shared_ptr<WorkerLink> Detach(Worker& worker) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Ends the session of a worker that does not fit the run; its shards go to others at once.
+  void SendAway(Worker& worker, const absl::Status& why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   v1::SessionResponse WelcomeMessage() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void WelcomeWorker(Worker& worker) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // The worker for a shard, choosing one if need be; null when nobody can.
@@ -176,7 +185,8 @@ class WorkerPool {
   absl::CondVar changed_;
   absl::Status interrupted_ ABSL_GUARDED_BY(mu_);
   std::optional<v1::Finished> finished_ ABSL_GUARDED_BY(mu_);
-  std::optional<ModelDescription> model_ ABSL_GUARDED_BY(mu_);
+  ModelDescription expected_ ABSL_GUARDED_BY(mu_);              // by the run's record
+  std::optional<ModelDescription> model_ ABSL_GUARDED_BY(mu_);  // of the workers there are
   int shards_ ABSL_GUARDED_BY(mu_) = 0;
   std::map<std::string, Worker> workers_ ABSL_GUARDED_BY(mu_);  // by id
   std::map<int, std::string> owners_ ABSL_GUARDED_BY(mu_);      // shard -> worker id

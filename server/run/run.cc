@@ -50,11 +50,25 @@ absl::Status CheckFits(const v1::RunOptions& run, const OptimizerOptions& optimi
                      run.element_type() == v1::ELEMENT_TYPE_FLOAT64 ? 8 : 4, limit_bytes);
 }
 
+// What the record of a run knows of its model: all of it once workers were there, before that its size at most.
+ModelDescription KnownModel(const v1::Run& record) {
+  if (!record.has_model()) {
+    const uint64_t n = record.num_parameters() != 0 ? record.num_parameters() : record.options().num_parameters();
+    return {.num_parameters = static_cast<int64_t>(n)};
+  }
+  const v1::ModelDescription& model = record.model();
+  return {.num_parameters = static_cast<int64_t>(model.num_parameters()),
+          .training_examples = static_cast<int64_t>(model.training_examples()),
+          .held_out_examples = static_cast<int64_t>(model.held_out_examples()),
+          .signature = model.signature()};
+}
+
 WorkerPool::Options PoolOptions(const v1::Run& record, const OptimizerOptions& optimizer,
                                 const RunEnvironment& environment) {
   const double lease = record.options().lease_seconds();
   return {.run_name = record.name(),
           .element_type = record.options().element_type(),
+          .model = KnownModel(record),
           .lease = lease > 0 ? absl::Seconds(lease) : environment.default_lease,
           .check_memory =
               [run = record.options(), optimizer, limit = environment.memory_limit_bytes](int64_t num_parameters) {
@@ -242,7 +256,11 @@ absl::Status Run::SetInitialParameters(AnyVector parameters) {
         }
         OptimizerState<Scalar> state;
         state.theta = std::move(theta);
-        return Save(state, /*best=*/false);
+        HFOPT_RETURN_IF_ERROR(Save(state, /*best=*/false));
+        // Workers of another size cannot work on these.
+        HFOPT_RETURN_IF_ERROR(UpdateRecord([&](v1::Run& r) { r.set_num_parameters(state.theta.size()); }));
+        pool_->Expect({.num_parameters = state.theta.size()});
+        return absl::OkStatus();
       },
       parameters);
 }
@@ -287,10 +305,6 @@ absl::Status Run::End(const Termination& termination) {
 absl::StatusOr<DataLayout> Run::AwaitLayout() {
   HFOPT_ASSIGN_OR_RETURN(const ModelDescription model, pool_->AwaitWorkers());
   const v1::RunOptions options = Snapshot().options();
-  if (options.num_parameters() != 0 && options.num_parameters() != static_cast<uint64_t>(model.num_parameters)) {
-    return absl::FailedPreconditionError(absl::StrCat("the run was created for ", options.num_parameters(),
-                                                      " parameters; the workers' model has ", model.num_parameters));
-  }
   const DataLayout layout{
       .shards = options.shards() != 0 ? static_cast<int>(options.shards()) : static_cast<int>(pool_->workers().size()),
       .training_examples = model.training_examples,
@@ -306,7 +320,12 @@ absl::StatusOr<DataLayout> Run::AwaitLayout() {
   HFOPT_RETURN_IF_ERROR(UpdateRecord([&](v1::Run& record) {
     record.mutable_options()->set_shards(layout.shards);
     record.set_num_parameters(model.num_parameters);
+    record.mutable_model()->set_signature(model.signature);
+    record.mutable_model()->set_num_parameters(model.num_parameters);
+    record.mutable_model()->set_training_examples(model.training_examples);
+    record.mutable_model()->set_held_out_examples(model.held_out_examples);
   }));
+  pool_->Expect(model);
   pool_->SetShards(layout.shards);
   HFOPT_RETURN_IF_ERROR(pool_->AwaitWorkers().status());
   return layout;
