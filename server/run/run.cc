@@ -351,6 +351,12 @@ template <typename Scalar>
 absl::StatusOr<OptimizerState<Scalar>> Run::LoadOrInitialize(RemoteObjective<Scalar>& objective) {
   absl::StatusOr<LoadedCheckpoint> loaded = environment_.store->LoadLastCheckpoint(id_);
   if (absl::IsNotFound(loaded.status())) {
+    // Beginning again from other parameters, while the reports tell of more, would be a lie.
+    if (const uint64_t last = Snapshot().last_iteration().iteration(); last > 0) {
+      return absl::DataLossError(absl::StrCat(loaded.status().message(), ", but the run has finished iteration ", last,
+                                              "; put its checkpoints back there and resume the run, or create another "
+                                              "run to begin anew"));
+    }
     HFOPT_ASSIGN_OR_RETURN(Vector<Scalar> theta, objective.InitialParameters(Snapshot().options().seed()));
     OptimizerState<Scalar> state = InitialState<Scalar>(std::move(theta), objective.layout(), options_);
     HFOPT_RETURN_IF_ERROR(Save(state, /*best=*/false));
@@ -360,9 +366,9 @@ absl::StatusOr<OptimizerState<Scalar>> Run::LoadOrInitialize(RemoteObjective<Sca
   if (!loaded->warning.empty()) environment_.log(absl::StrCat("runs/", id_, ": ", loaded->warning));
   HFOPT_ASSIGN_OR_RETURN(OptimizerState<Scalar> state, StateFromCheckpoint<Scalar>(std::move(loaded->checkpoint)));
   if (state.theta.size() != objective.num_parameters()) {
-    return absl::FailedPreconditionError(absl::StrCat("the parameters stored for this run have ", state.theta.size(),
-                                                      " elements; the workers' model has ",
-                                                      objective.num_parameters()));
+    return absl::FailedPreconditionError(absl::StrCat(
+        "the parameters stored for this run have ", state.theta.size(), " elements; the workers' model has ",
+        objective.num_parameters(), "; create a run for that model, and start workers of the stored one here"));
   }
   if (state.iteration == 0) state = InitialState<Scalar>(std::move(state.theta), objective.layout(), options_);
   // Reports of iterations whose checkpoint did not reach the disk: they are done again, with the same result.

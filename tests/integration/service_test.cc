@@ -1,5 +1,6 @@
 // The run service through real channels: states, refusals, paging, parameters, health and reflection.
 
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -169,6 +170,35 @@ TEST_F(ServiceTest, PausedRunsResumeAndSurviveARestart) {
   const auto ended = client.Cancel("a");
   ASSERT_TRUE(ended.ok()) << ended.status();
   EXPECT_GE(ended->last_iteration().iteration(), at + 2);
+}
+
+TEST_F(ServiceTest, ARunWhoseCheckpointsAreGoneDoesNotBeginAgainInSilence) {
+  ASSERT_TRUE(client_.Create("a", Endless()).ok());
+  ASSERT_TRUE(client_.Start("a").ok());
+  {
+    const auto worker = StartWorker("a");
+    AwaitIteration(client_, "a", 2);
+    ASSERT_TRUE(client_.Pause("a").ok());
+  }
+  const uint64_t last = client_.Get("a")->last_iteration().iteration();
+  const std::string directory = server_.state_directory() + "/runs/a";
+  server_.Stop();
+  std::filesystem::rename(directory, directory + "-elsewhere");
+  server_.Restart();
+  client::RunClient client = server_.Client();
+  ASSERT_TRUE(client.Resume("a").ok());
+  const auto worker = StartWorker("a");
+  const auto run = client.Watch("a", last, [](const v1::WatchRunResponse&) { return true; });
+  ASSERT_TRUE(run.ok()) << run.status();
+  EXPECT_EQ(run->state(), v1::RUN_STATE_FAILED);
+  EXPECT_THAT(run->state_detail(), AllOf(HasSubstr(directory), HasSubstr("iteration " + std::to_string(last)),
+                                         HasSubstr("put its checkpoints back")));
+
+  std::filesystem::rename(directory + "-elsewhere", directory);
+  ASSERT_TRUE(client.Resume("a").ok());
+  AwaitIteration(client, "a", last + 1);
+  EXPECT_EQ(client.Get("a")->state(), v1::RUN_STATE_RUNNING);
+  EXPECT_TRUE(client.Cancel("a").ok());
 }
 
 TEST_F(ServiceTest, StartsFromUploadedParameters) {
