@@ -150,7 +150,7 @@ absl::StatusOr<Iteration<Scalar>> Iterate(const OptimizerState<Scalar>& state, O
 
   // Backtrack from d_N towards d_1 while the held-out loss improves. L(theta) is known unless the held-out sample has changed.
   const bool start_is_known = state.held_out_examples == held_out.size();
-  const LossAnswer known_start{.loss = state.held_out_loss};
+  const LossAnswer known_start{.loss = state.held_out_loss, .metrics = state.held_out_metrics};
   HFOPT_ASSIGN_OR_RETURN(BacktrackingResult backtracking,
                          BacktrackOverIterates(objective, theta, cg.kept, held_out,
                                                start_is_known ? &known_start : nullptr));
@@ -210,6 +210,7 @@ absl::StatusOr<Iteration<Scalar>> Iterate(const OptimizerState<Scalar>& state, O
   s.pairs = std::move(cg.pairs);
   s.damping = NextDamping(lambda, rho, accepted, options.damping);
   s.held_out_loss = at_new_theta.loss;
+  s.held_out_metrics = at_new_theta.metrics;
   s.gradient_norm = Norm(g);
   s.gradient_examples = gradient_sample.size();
   s.next_gradient_size = NextGradientSize(layout, options.samples, s.iteration, state.next_gradient_size,
@@ -226,7 +227,7 @@ absl::StatusOr<Iteration<Scalar>> Iterate(const OptimizerState<Scalar>& state, O
                  .accepted = accepted,
                  .training_loss = gradient.loss,
                  .held_out_loss = s.held_out_loss,
-                 .metrics = at_new_theta.metrics,
+                 .metrics = s.held_out_metrics,
                  .gradient_norm = s.gradient_norm,
                  .gradient_noise = gradient.noise,
                  .damping = lambda,

@@ -72,6 +72,7 @@ void ExpectSameState(const OptimizerState<Scalar>& a, const OptimizerState<Scala
   ExpectSamePairs(a.pairs, b.pairs);
   EXPECT_TRUE(same(a.held_out_loss, b.held_out_loss));
   EXPECT_EQ(a.held_out_examples, b.held_out_examples);
+  EXPECT_EQ(a.held_out_metrics, b.held_out_metrics);
   EXPECT_EQ(a.gradient_norm, b.gradient_norm);
   EXPECT_EQ(a.gradient_examples, b.gradient_examples);
   EXPECT_EQ(a.next_gradient_size, b.next_gradient_size);
@@ -553,6 +554,20 @@ TEST(HessianFree, WarmStartIsTheLastIterateNotTheChosen) {
 
   options.conjugate_gradient.warm_start_decay = 0;
   EXPECT_EQ(Iterate<double>(Start<double>(objective, options), objective, options)->state.warm_start.size(), 0);
+}
+
+TEST(HessianFree, ARejectedIterationReportsTheMetricsOfTheThetaItKeeps) {
+  LeastSquaresObjective<double> model = CurvedProblem();
+  ScriptedObjective<double> objective(model);
+  const OptimizerOptions options = WithAllCurvature(OptimizerOptions::Published());
+  const OptimizerState<double> state = Advance<double>(objective, Start<double>(objective, options), options, 1);
+  objective.on_losses = [](absl::Span<const Trial<double>> trials, std::vector<LossAnswer>& answers) {
+    for (size_t i = 0; i < trials.size(); ++i) answers[i].loss += 1e3;
+  };
+  const auto rejected = Iterate<double>(state, objective, options);
+  ASSERT_TRUE(rejected.ok()) << rejected.status();
+  ASSERT_FALSE(rejected->report.accepted);
+  EXPECT_EQ(rejected->report.metrics.at("half_square"), state.held_out_loss);
 }
 
 TEST(HessianFree, ReportsWhatHappened) {
