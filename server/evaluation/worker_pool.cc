@@ -133,12 +133,24 @@ absl::Status WorkerPool::CheckHello(const v1::Hello& hello) const {
                         absl::StrCat(options_.run_name, ": worker ", hello.worker_id(), ": ", fits.message()));
   }
   HFOPT_RETURN_IF_ERROR(CheckModel(hello));
+  HFOPT_RETURN_IF_ERROR(CheckShards(hello));
   const auto known = workers_.find(hello.worker_id());
   if (known != workers_.end() && hello.incarnation() < known->second.hello.incarnation()) {
     return absl::FailedPreconditionError(absl::StrCat(
         options_.run_name, ": worker ", hello.worker_id(), ": incarnation ", hello.incarnation(),
         " is older than ", known->second.hello.incarnation(),
         ", which has joined; two processes use this worker id: give each its own"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status WorkerPool::CheckShards(const v1::Hello& hello) const {
+  if (shards_ == 0) return absl::OkStatus();  // checked once they are fixed
+  for (const uint32_t shard : hello.shards()) {
+    if (shard < static_cast<uint32_t>(shards_)) continue;
+    return absl::InvalidArgumentError(absl::StrCat(options_.run_name, ": worker ", hello.worker_id(), ": has shard ",
+                                                   shard, ", but this run has ", shards_, " shards: 0 to ",
+                                                   shards_ - 1));
   }
   return absl::OkStatus();
 }
@@ -233,7 +245,7 @@ absl::Status WorkerPool::Join(const v1::Hello& hello, std::shared_ptr<WorkerLink
 v1::SessionResponse WorkerPool::WelcomeMessage() const {
   v1::SessionResponse message;
   v1::Welcome& welcome = *message.mutable_welcome();
-  welcome.set_protocol_version(1);
+  welcome.set_protocol_version(kProtocolVersion);
   welcome.set_element_type(options_.element_type);
   welcome.set_shards(std::max(shards_, 1));
   welcome.set_lease_seconds(absl::ToDoubleSeconds(options_.lease));
@@ -266,7 +278,12 @@ void WorkerPool::SetShards(int shards) {
   absl::MutexLock lock(&mu_);
   shards_ = shards;
   for (auto& [id, worker] : workers_) {
-    if (worker.link != nullptr && !worker.welcomed) WelcomeWorker(worker);
+    if (worker.link == nullptr) continue;
+    if (const absl::Status fits = CheckShards(worker.hello); !fits.ok()) {
+      SendAway(worker, fits);
+    } else if (!worker.welcomed) {
+      WelcomeWorker(worker);
+    }
   }
   changed_.SignalAll();
 }

@@ -22,6 +22,9 @@
 
 namespace hfopt::server {
 
+// The only version of the worker's conversation so far.
+inline constexpr uint32_t kProtocolVersion = 1;
+
 // What the workers of a run agree on. Zero and empty: not known yet.
 struct ModelDescription {
   int64_t num_parameters = 0;
@@ -93,7 +96,7 @@ class WorkerPool {
   // left. What it does not know is fixed by the first worker, and forgotten when the last one has gone.
   void Expect(const ModelDescription& model);
 
-  // Fixes the number of logical shards. Before this, workers join and wait for their Welcome.
+  // Fixes the number of logical shards. Before this, workers join and wait for their Welcome; those with shards that are none are sent away.
   void SetShards(int shards);
 
   // Waits until a model is known and, if shards are set, all are served. CANCELLED after Interrupt.
@@ -155,6 +158,7 @@ class WorkerPool {
   bool IsAlive(const Worker& worker) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Worker* FindByLink(const WorkerLink* link) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status CheckHello(const v1::Hello& hello) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status CheckShards(const v1::Hello& hello) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status CheckModel(const v1::Hello& hello) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Takes the link from a worker, which is then known as one that has gone.
   std::shared_ptr<WorkerLink> Detach(Worker& worker) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -177,6 +177,15 @@ TEST_F(MockWorkerTest, AModelThatDoesNotFitIntoTheServerIsRefusedAndTheRunWaitsF
   ExpectUndisturbedBits();
 }
 
+TEST_F(MockWorkerTest, AnUnknownProtocolIsRefusedWithBothVersions) {
+  v1::Hello hello = HelloOf("mock");
+  hello.set_protocol_version(99);
+  MockWorker mock(MakeDigits(), server_.address(), hello, [](int, auto&) { return Action::kAnswer; });
+  const absl::Status end = mock.AwaitEnd();
+  EXPECT_EQ(end.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(end.message()), AllOf(HasSubstr("is 99"), HasSubstr("speaks 1")));
+}
+
 TEST_F(MockWorkerTest, AnUnknownRunIsNotFound) {
   v1::Hello hello = HelloOf("mock");
   hello.set_run_id("nothing-here");

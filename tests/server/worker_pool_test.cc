@@ -165,6 +165,19 @@ TEST_F(WorkerPoolTest, SendsAwayWhoDoesNotFitWhatTheRecordHasLearnt) {
   EXPECT_THAT(std::string(a->closed()->message()), AllOf(HasSubstr("is 3"), HasSubstr("has 4")));
 }
 
+TEST_F(WorkerPoolTest, RefusesShardsThatAreNone) {
+  const auto early = Join(HelloOf("a", 1, {1, 2}));
+  const auto fits = Join(HelloOf("b", 1, {0, 1}));
+  pool_.SetShards(2);
+  ASSERT_TRUE(early->closed().has_value());
+  EXPECT_EQ(early->closed()->code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(early->closed()->message()), AllOf(HasSubstr("shard 2"), HasSubstr("2 shards: 0 to 1")));
+  EXPECT_FALSE(early->was_welcomed());
+  EXPECT_TRUE(fits->was_welcomed());
+  EXPECT_THAT(std::string(pool_.Join(HelloOf("c", 1, {7}), MakeLink()).message()), HasSubstr("worker c: has shard 7"));
+  EXPECT_TRUE(pool_.AwaitWorkers().ok()) << "those that fit serve both";
+}
+
 TEST_F(WorkerPoolTest, RefusesAStaleIncarnationAndReplacesAnOlderOne) {
   const auto old = Join(HelloOf("a", 5));
   EXPECT_EQ(pool_.Join(HelloOf("a", 4), MakeLink()).code(), absl::StatusCode::kFailedPrecondition);
