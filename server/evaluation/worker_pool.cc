@@ -437,7 +437,7 @@ void WorkerPool::DropLostWorkers() {
 }
 
 std::string WorkerPool::DescribeUnserved() {
-  if (shards_ == 0) return model_.has_value() ? "" : "no worker has joined yet";
+  if (shards_ == 0) return CountPresent() > 0 ? "" : "no worker has joined yet";
   std::vector<int> unserved;
   for (int shard = 0; shard < shards_; ++shard) {
     const Worker* const owner = OwnerOf(shard, {});
@@ -594,6 +594,17 @@ std::vector<v1::WorkerStatus> WorkerPool::workers() const {
     statuses.push_back(std::move(status));
   }
   return statuses;
+}
+
+int WorkerPool::CountPresent() const {
+  return static_cast<int>(std::count_if(workers_.begin(), workers_.end(), [](const auto& entry) {
+    return entry.second.link != nullptr && !entry.second.draining;
+  }));
+}
+
+int WorkerPool::workers_present() const {
+  absl::MutexLock lock(&mu_);
+  return CountPresent();
 }
 
 PoolAccounting WorkerPool::accounting() const {

@@ -99,7 +99,7 @@ class WorkerPool {
   // Fixes the number of logical shards. Before this, workers join and wait for their Welcome; those with shards that are none are sent away.
   void SetShards(int shards);
 
-  // Waits until a model is known and, if shards are set, all are served. CANCELLED after Interrupt.
+  // Waits until a worker is present and, if shards are set, all are served. CANCELLED after Interrupt.
   absl::StatusOr<ModelDescription> AwaitWorkers();
 
   // Has every unit computed and returns the answers in the order of the units. Blocks while shards are not served. Units of lost workers are
@@ -127,7 +127,10 @@ class WorkerPool {
   // Called from the run's thread, without locks held, when the answer of WaitingFor has changed. Set once, before the first wait.
   void SetWaitingListener(std::function<void()> listener) { waiting_listener_ = std::move(listener); }
 
+  // All that have joined since the server started, also those that have left.
   std::vector<v1::WorkerStatus> workers() const;
+  // Those that are connected and mean to stay.
+  int workers_present() const;
   PoolAccounting accounting() const;
   // Re-examines the leases: for clocks that do not wake waiting threads.
   void CheckLeases();
@@ -156,6 +159,7 @@ class WorkerPool {
 
   absl::Time LeaseEnd(const Worker& worker) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool IsAlive(const Worker& worker) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  int CountPresent() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Worker* FindByLink(const WorkerLink* link) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status CheckHello(const v1::Hello& hello) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status CheckShards(const v1::Hello& hello) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

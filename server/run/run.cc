@@ -306,7 +306,8 @@ absl::StatusOr<DataLayout> Run::AwaitLayout() {
   HFOPT_ASSIGN_OR_RETURN(const ModelDescription model, pool_->AwaitWorkers());
   const v1::RunOptions options = Snapshot().options();
   const DataLayout layout{
-      .shards = options.shards() != 0 ? static_cast<int>(options.shards()) : static_cast<int>(pool_->workers().size()),
+      // At least one was there a moment ago.
+      .shards = options.shards() != 0 ? static_cast<int>(options.shards()) : std::max(1, pool_->workers_present()),
       .training_examples = model.training_examples,
       .held_out_examples = model.held_out_examples};
   if (layout.shards > layout.training_examples || layout.shards > layout.held_out_examples) {

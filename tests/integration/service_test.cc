@@ -21,10 +21,10 @@ using ::testing::HasSubstr;
 class ServiceTest : public ::testing::Test {
  protected:
   std::unique_ptr<WorkerThread<float>> StartWorker(const std::string& run_id, const std::string& layers = "64-10",
-                                                   double l2 = 0) {
+                                                   double l2 = 0, const std::string& worker_id = "w") {
     return std::make_unique<WorkerThread<float>>(
         models::MakeModel<float>({.task = "digits", .data = HFOPT_DIGITS_DATA, .layers = layers, .l2 = l2}).value(),
-        server_.address(), run_id, "w");
+        server_.address(), run_id, worker_id);
   }
   v1::RunOptions Options(uint64_t iterations) {
     v1::RunOptions options;
@@ -199,6 +199,27 @@ TEST_F(ServiceTest, ARunWhoseCheckpointsAreGoneDoesNotBeginAgainInSilence) {
   AwaitIteration(client, "a", last + 1);
   EXPECT_EQ(client.Get("a")->state(), v1::RUN_STATE_RUNNING);
   EXPECT_TRUE(client.Cancel("a").ok());
+}
+
+TEST_F(ServiceTest, TheWorkersPresentAtTheStartDecideTheShardsNotThoseThatLeftBefore) {
+  v1::RunOptions options = Options(1);
+  options.set_shards(0);
+  ASSERT_TRUE(client_.Create("a", options).ok());
+  const auto connected = [&] {
+    int count = 0;
+    const v1::Run run = client_.Get("a").value();
+    for (const v1::WorkerStatus& worker : run.workers()) count += worker.connected() ? 1 : 0;
+    return count;
+  };
+  {
+    const auto left = StartWorker("a", "64-10", 0, "left");
+    while (connected() != 1) std::this_thread::yield();
+  }
+  while (connected() != 0) std::this_thread::yield();
+  const auto worker = StartWorker("a");
+  while (connected() != 1) std::this_thread::yield();
+  ASSERT_TRUE(client_.Start("a").ok());
+  EXPECT_EQ(Watch("a").options().shards(), 1u);
 }
 
 TEST_F(ServiceTest, StartsFromUploadedParameters) {

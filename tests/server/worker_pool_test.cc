@@ -178,6 +178,15 @@ TEST_F(WorkerPoolTest, RefusesShardsThatAreNone) {
   EXPECT_TRUE(pool_.AwaitWorkers().ok()) << "those that fit serve both";
 }
 
+TEST_F(WorkerPoolTest, CountsOnlyWorkersThatAreThereAndStay) {
+  const auto gone = Join(HelloOf("a")), leaving = Join(HelloOf("b"));
+  const auto first = Join(HelloOf("c")), second = Join(HelloOf("d"));
+  pool_.OnDisconnected(gone.get());
+  pool_.OnDrain(leaving.get());
+  EXPECT_EQ(pool_.workers_present(), 2);
+  EXPECT_THAT(pool_.workers(), SizeIs(4));
+}
+
 TEST_F(WorkerPoolTest, RefusesAStaleIncarnationAndReplacesAnOlderOne) {
   const auto old = Join(HelloOf("a", 5));
   EXPECT_EQ(pool_.Join(HelloOf("a", 4), MakeLink()).code(), absl::StatusCode::kFailedPrecondition);
