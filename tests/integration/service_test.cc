@@ -61,6 +61,16 @@ class ServiceTest : public ::testing::Test {
   client::RunClient client_ = server_.Client();
 };
 
+TEST(Server, ListensOnAUnixSocketUnderItsName) {
+  const TemporaryDirectory directory;
+  const std::string address = "unix:" + directory.path() + "/socket";
+  const auto server = server::Server::Start({.address = address, .state_directory = directory.path() + "/state"},
+                                            [](const std::string&) {});
+  ASSERT_TRUE(server.ok()) << server.status();
+  EXPECT_EQ((*server)->address(), address);
+  EXPECT_TRUE(client::RunClient(client::MakeChannel((*server)->address())).Create("a", {}).ok());
+}
+
 TEST_F(ServiceTest, CreateFillsInEveryOption) {
   const auto run = client_.Create("a", {});
   ASSERT_TRUE(run.ok()) << run.status();
