@@ -58,7 +58,10 @@ absl::StatusOr<std::unique_ptr<RunManager>> RunManager::Open(RunEnvironment envi
     const std::string name = s.run.name();
     absl::StatusOr<std::shared_ptr<Run>> run = Run::Open(std::move(s.run), std::move(s.request_id), manager->environment_);
     if (!run.ok()) {
-      manager->environment_.log(absl::StrCat(name.c_str(), ": cannot be recovered: ", run.status().message()));
+      const std::string reason = absl::StrCat(name.c_str(), " cannot be recovered: ", run.status().message());
+      manager->environment_.log(reason);
+      manager->unrecovered_[RunIdFromName(name).value_or(name)] = absl::FailedPreconditionError(absl::StrCat(
+          reason, "; start the server that wrote it, or a later one, or delete the run to use its id again"));
       continue;
     }
     (*run)->StartIfWasRunning();
@@ -71,6 +74,7 @@ absl::StatusOr<std::shared_ptr<Run>> RunManager::Create(const v1::CreateRunReque
   HFOPT_RETURN_IF_ERROR(CheckRunId(request.run_id()));
   HFOPT_ASSIGN_OR_RETURN(const v1::RunOptions options, CompleteOptions(request.options(), environment_));
   absl::MutexLock lock(&mu_);
+  if (const auto known = unrecovered_.find(request.run_id()); known != unrecovered_.end()) return known->second;
   if (const auto known = runs_.find(request.run_id()); known != runs_.end()) {
     Run& run = *known->second;
     if (!request.request_id().empty() && request.request_id() == run.request_id()) return known->second;
@@ -92,9 +96,10 @@ absl::StatusOr<std::shared_ptr<Run>> RunManager::Create(const v1::CreateRunReque
 absl::StatusOr<std::shared_ptr<Run>> RunManager::Find(absl::string_view name) const {
   HFOPT_ASSIGN_OR_RETURN(const std::string id, RunIdFromName(name));
   absl::MutexLock lock(&mu_);
+  if (const auto known = unrecovered_.find(id); known != unrecovered_.end()) return known->second;
   const auto run = runs_.find(id);
   if (run == runs_.end()) {
-    return absl::NotFoundError(absl::StrCat("there is no run ", name, "; ListRuns names those there are"));
+    return absl::NotFoundError(absl::StrCat("there is no run ", name, "; ListRuns (`hfopt run list`) names those there are"));
   }
   return run->second;
 }
@@ -107,6 +112,15 @@ std::vector<std::shared_ptr<Run>> RunManager::List(const std::string& after_id, 
 }
 
 absl::Status RunManager::Delete(absl::string_view name) {
+  HFOPT_ASSIGN_OR_RETURN(const std::string id, RunIdFromName(name));
+  {
+    absl::MutexLock lock(&mu_);
+    if (unrecovered_.contains(id)) {
+      HFOPT_RETURN_IF_ERROR(environment_.store->DeleteRun(id));
+      unrecovered_.erase(id);
+      return absl::OkStatus();
+    }
+  }
   HFOPT_ASSIGN_OR_RETURN(const std::shared_ptr<Run> run, Find(name));
   const v1::Run snapshot = run->Snapshot();
   if (snapshot.state() == v1::RUN_STATE_RUNNING || snapshot.state() == v1::RUN_STATE_WAITING_FOR_WORKERS) {

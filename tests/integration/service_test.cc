@@ -9,6 +9,7 @@
 #include "grpcpp/generic/generic_stub.h"
 #include "gtest/gtest.h"
 #include "proto/wire/status.h"
+#include "server/run/file_run_store.h"
 #include "tests/support/test_server.h"
 
 namespace hfopt::testing {
@@ -111,7 +112,8 @@ TEST_F(ServiceTest, RefusesAbsurdOptionsNamingFieldValueAndRange) {
 }
 
 TEST_F(ServiceTest, RefusesWhatTheStateForbids) {
-  EXPECT_THAT(Refusal(client_.Get("nothing").status(), absl::StatusCode::kNotFound), HasSubstr("runs/nothing"));
+  EXPECT_THAT(Refusal(client_.Get("nothing").status(), absl::StatusCode::kNotFound),
+              AllOf(HasSubstr("runs/nothing"), HasSubstr("`hfopt run list`")));
   ASSERT_TRUE(client_.Create("a", Options(1)).ok());
   EXPECT_THAT(Refusal(client_.Pause("a").status(), absl::StatusCode::kFailedPrecondition), HasSubstr("CREATED"));
   EXPECT_THAT(Refusal(client_.Resume("a").status(), absl::StatusCode::kFailedPrecondition), HasSubstr("PAUSED"));
@@ -230,6 +232,28 @@ TEST_F(ServiceTest, TheWorkersPresentAtTheStartDecideTheShardsNotThoseThatLeftBe
   while (connected() != 1) std::this_thread::yield();
   ASSERT_TRUE(client_.Start("a").ok());
   EXPECT_EQ(Watch("a").options().shards(), 1u);
+}
+
+TEST_F(ServiceTest, ARunThatCannotBeRecoveredKeepsItsIdUntilItIsDeleted) {
+  server_.Stop();
+  {
+    auto store = server::FileRunStore::Open(server_.state_directory());
+    ASSERT_TRUE(store.ok()) << store.status();
+    v1::Run run;
+    run.set_name("runs/a");
+    run.mutable_options()->mutable_optimizer()->mutable_samples()->set_growth_factor(-1);  // of a server with other rules
+    ASSERT_TRUE((*store)->PutRun(run, "once").ok());
+  }
+  server_.Restart();
+  client::RunClient client = server_.Client();
+  for (const absl::Status& refused :
+       {client.Create("a", {}, "once").status(), client.Get("a").status(), client.Start("a").status()}) {
+    EXPECT_THAT(Refusal(refused, absl::StatusCode::kFailedPrecondition),
+                AllOf(HasSubstr("runs/a cannot be recovered"), HasSubstr("samples.growth_factor is -1"),
+                      HasSubstr("delete the run")));
+  }
+  ASSERT_TRUE(client.Delete("a").ok());
+  EXPECT_TRUE(client.Create("a", {}).ok());
 }
 
 TEST_F(ServiceTest, StartsFromUploadedParameters) {
