@@ -1,9 +1,10 @@
 #include "server/run/run_manager.h"
 
-#include <cmath>
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "core/status_macros.h"
 #include "google/protobuf/util/message_differencer.h"
 #include "server/convert/options.h"
@@ -48,6 +49,18 @@ absl::StatusOr<v1::RunOptions> CompleteOptions(v1::RunOptions options, const Run
   return options;
 }
 
+// How the completed options of a request differ from those of the run that an earlier request has made; empty when they do not. What the
+// request left to the server is as the server has chosen it then.
+std::string Difference(const v1::RunOptions& requested, v1::RunOptions completed, const v1::RunOptions& existing) {
+  if (requested.shards() == 0) completed.set_shards(existing.shards());
+  if (requested.lease_seconds() == 0) completed.set_lease_seconds(existing.lease_seconds());
+  if (requested.keep_checkpoints() == 0) completed.set_keep_checkpoints(existing.keep_checkpoints());
+  std::string difference;
+  google::protobuf::util::MessageDifferencer differencer;
+  differencer.ReportDifferencesToString(&difference);
+  return differencer.Compare(existing, completed) ? "" : absl::StrReplaceAll(difference, {{"\n", "; "}});
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<RunManager>> RunManager::Open(RunEnvironment environment) {
@@ -77,7 +90,13 @@ absl::StatusOr<std::shared_ptr<Run>> RunManager::Create(const v1::CreateRunReque
   if (const auto known = unrecovered_.find(request.run_id()); known != unrecovered_.end()) return known->second;
   if (const auto known = runs_.find(request.run_id()); known != runs_.end()) {
     Run& run = *known->second;
-    if (!request.request_id().empty() && request.request_id() == run.request_id()) return known->second;
+    if (!request.request_id().empty() && request.request_id() == run.request_id()) {
+      const std::string difference = Difference(request.options(), options, run.Snapshot().options());
+      if (difference.empty()) return known->second;
+      return absl::AlreadyExistsError(absl::StrCat("runs/", request.run_id().c_str(),
+                                                   " was created by the same request_id with other options: ",
+                                                   difference.c_str(), "choose another id, or delete it first"));
+    }
     return absl::AlreadyExistsError(absl::StrCat("runs/", request.run_id().c_str(),
                                                  " exists already; choose another id, or delete it first"));
   }

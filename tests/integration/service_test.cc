@@ -86,7 +86,24 @@ TEST_F(ServiceTest, CreateFillsInEveryOption) {
 TEST_F(ServiceTest, CreateIsIdempotentByRequestId) {
   ASSERT_TRUE(client_.Create("a", {}, "once").ok());
   EXPECT_TRUE(client_.Create("a", {}, "once").ok());
+  v1::RunOptions other;
+  other.set_seed(7);
+  EXPECT_THAT(Refusal(client_.Create("a", other, "once").status(), absl::StatusCode::kAlreadyExists),
+              AllOf(HasSubstr("runs/a"), HasSubstr("seed: 7")));
   EXPECT_THAT(Refusal(client_.Create("a", {}, "twice").status(), absl::StatusCode::kAlreadyExists), HasSubstr("runs/a"));
+}
+
+TEST_F(ServiceTest, CreateIsIdempotentAlsoOnceTheServerHasChosen) {
+  v1::RunOptions options = Options(1);
+  options.set_shards(0);
+  ASSERT_TRUE(client_.Create("a", options, "once").ok());
+  ASSERT_TRUE(client_.Start("a").ok());
+  const auto worker = StartWorker("a");
+  EXPECT_EQ(Watch("a").options().shards(), 1u);
+  EXPECT_TRUE(client_.Create("a", options, "once").ok());
+  options.set_shards(2);
+  EXPECT_THAT(Refusal(client_.Create("a", options, "once").status(), absl::StatusCode::kAlreadyExists),
+              HasSubstr("shards: 1 -> 2"));
 }
 
 TEST_F(ServiceTest, RefusesAbsurdOptionsNamingFieldValueAndRange) {
