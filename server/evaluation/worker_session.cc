@@ -34,6 +34,8 @@ void WorkerSession::OnReadDone(bool ok) {
   }
   last_heard_ = absl::ToUnixNanos(absl::Now());
   if (absl::Status status = CatchOutOfMemory([this] { return Handle(incoming_); }); !status.ok()) {
+    // One that breaks the protocol is sent away, and not waited for.
+    if (pool_ != nullptr) pool_->OnDrain(this);
     Close(std::move(status));
     return;
   }
