@@ -343,6 +343,14 @@ TEST_F(ServiceTest, AHugeUploadIsRefusedAtItsHeaderAndLeavesTheServerWhole) {
   server_.Stop();  // returns: no stream is left behind
 }
 
+TEST_F(ServiceTest, AWorkerWhoseModelDoesNotFitIsToldSoAndStops) {
+  v1::RunOptions options = Options(1);
+  options.set_shards(100'000);  // of whose answers each may have to wait for its turn
+  ASSERT_TRUE(client_.Create("a", options).ok());
+  EXPECT_THAT(Refusal(StartWorker("a", "64-40-10")->Join().status(), absl::StatusCode::kResourceExhausted),
+              AllOf(HasSubstr("worker w"), HasSubstr("3010"), HasSubstr("allows 1000 MiB")));
+}
+
 TEST_F(ServiceTest, ARunThatHasMoreShardsThanExamplesFailsWithTheNumbers) {
   v1::RunOptions options = Options(1);
   options.set_shards(5000);
