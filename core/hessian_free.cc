@@ -83,6 +83,22 @@ absl::StatusOr<double> Actual(Objective<Scalar>& objective, const OptimizerState
   return absl::InternalError("unknown ActualReduction");
 }
 
+// L(theta) cannot be had: of the first theta, or of one that was accepted on a smaller part of the held-out data.
+template <typename Scalar>
+absl::Status NonFiniteStart(double loss, const OptimizerState<Scalar>& state, const Sample& held_out,
+                            const DataLayout& layout) {
+  const std::string message = absl::StrCat("the held-out loss at theta is ", loss, " on ", held_out.size(), " of ",
+                                           layout.held_out_examples, " held-out examples");
+  if (state.held_out_examples == 0) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(message, "; start from parameters at which the model is finite"));
+  }
+  return absl::FailedPreconditionError(
+      absl::StrCat(message, "; it was ", state.held_out_loss, " on the ", state.held_out_examples,
+                   " of the iteration before: mend the model where it overflows on the others, or judge steps on more "
+                   "data with samples.min_held_out_examples"));
+}
+
 }  // namespace
 
 template <typename Scalar>
@@ -134,15 +150,12 @@ absl::StatusOr<Iteration<Scalar>> Iterate(const OptimizerState<Scalar>& state, O
 
   // Backtrack from d_N towards d_1 while the held-out loss improves. L(theta) is known unless the held-out sample has changed.
   const bool start_is_known = state.held_out_examples == held_out.size();
-  const LossAnswer known_start{.loss = state.held_out_loss};
+  const LossAnswer known_start{.loss = state.held_out_loss, .metrics = state.held_out_metrics};
   HFOPT_ASSIGN_OR_RETURN(BacktrackingResult backtracking,
                          BacktrackOverIterates(objective, theta, cg.kept, held_out,
                                                start_is_known ? &known_start : nullptr));
   const double start_loss = backtracking.start.loss;
-  if (!std::isfinite(start_loss)) {
-    return absl::FailedPreconditionError(absl::StrCat("the held-out loss at theta is ", start_loss,
-                                                      "; start from parameters at which the model is finite"));
-  }
+  if (!std::isfinite(start_loss)) return NonFiniteStart(start_loss, state, held_out, layout);
 
   // rho <- actual reduction / reduction predicted by q at d_N.
   HFOPT_ASSIGN_OR_RETURN(const double actual,
@@ -166,21 +179,38 @@ absl::StatusOr<Iteration<Scalar>> Iterate(const OptimizerState<Scalar>& state, O
   if (!improves || !IsSufficientDecrease(line, 1, backtracking.chosen.loss)) {
     HFOPT_ASSIGN_OR_RETURN(step, BacktrackAlongLine(objective, theta, d, held_out, line));
   }
-  const bool accepted = step.step > 0;
+  bool accepted = step.step > 0;
 
-  // theta <- theta + alpha d_i; or d_0 <- 0 and theta as it is.
+  // theta <- theta + alpha d_i; or theta as it is.
   Iteration<Scalar> next;
   OptimizerState<Scalar>& s = next.state;
   s.iteration = state.iteration + 1;
   s.theta = theta;
-  if (accepted) {
-    Axpy(step.step, d, s.theta);
-    if (options.conjugate_gradient.warm_start_decay > 0) s.warm_start = cg.last().x;
+  if (accepted) Axpy(step.step, d, s.theta);
+  LossAnswer at_new_theta = accepted ? step.answer : backtracking.start;
+  s.held_out_examples = held_out.size();
+
+  // A target reached on a part of the held-out data is checked on all of it. A step that overflows there is none.
+  if (at_new_theta.loss <= options.stop.target_loss && held_out.size() < layout.held_out_examples) {
+    const Trial<Scalar> trial{};
+    const Sample all = DrawSample(layout, DataSet::kHeldOut, layout.held_out_examples, 0);
+    HFOPT_ASSIGN_OR_RETURN(std::vector<LossAnswer> answers, (objective.Losses(s.theta, {&trial, 1}, all)));
+    if (std::isfinite(answers[0].loss)) {
+      at_new_theta = answers[0];
+      s.held_out_examples = all.size();
+    } else {
+      accepted = false;
+      s.theta = theta;
+      at_new_theta = backtracking.start;
+    }
   }
+
+  // d_0 <- d_N; or 0.
+  if (accepted && options.conjugate_gradient.warm_start_decay > 0) s.warm_start = cg.last().x;
   s.pairs = std::move(cg.pairs);
   s.damping = NextDamping(lambda, rho, accepted, options.damping);
-  s.held_out_loss = accepted ? step.answer.loss : start_loss;
-  s.held_out_examples = held_out.size();
+  s.held_out_loss = at_new_theta.loss;
+  s.held_out_metrics = at_new_theta.metrics;
   s.gradient_norm = Norm(g);
   s.gradient_examples = gradient_sample.size();
   s.next_gradient_size = NextGradientSize(layout, options.samples, s.iteration, state.next_gradient_size,
@@ -188,26 +218,16 @@ absl::StatusOr<Iteration<Scalar>> Iterate(const OptimizerState<Scalar>& state, O
   s.gradient_cursor = state.gradient_cursor + state.next_gradient_size;
   s.curvature_cursor = state.curvature_cursor + curvature_size;
   s.consecutive_rejections = accepted ? 0 : state.consecutive_rejections + 1;
-  const bool stalled = !(start_loss - s.held_out_loss >= options.stop.min_improvement * std::abs(start_loss));
+  const double loss_on_part = accepted ? step.answer.loss : start_loss;
+  const bool stalled = !(start_loss - loss_on_part >= options.stop.min_improvement * std::abs(start_loss));
   s.stalled_iterations = stalled ? state.stalled_iterations + 1 : 0;
-
-  // A target reached on a part of the held-out data is checked on all of it.
-  LossAnswer at_new_theta = accepted ? step.answer : backtracking.start;
-  if (s.held_out_loss <= options.stop.target_loss && held_out.size() < layout.held_out_examples) {
-    const Trial<Scalar> trial{};
-    const Sample all = DrawSample(layout, DataSet::kHeldOut, layout.held_out_examples, 0);
-    HFOPT_ASSIGN_OR_RETURN(std::vector<LossAnswer> answers, (objective.Losses(s.theta, {&trial, 1}, all)));
-    at_new_theta = answers[0];
-    s.held_out_loss = at_new_theta.loss;
-    s.held_out_examples = all.size();
-  }
   s.cost = cost;
 
   next.report = {.iteration = s.iteration,
                  .accepted = accepted,
                  .training_loss = gradient.loss,
                  .held_out_loss = s.held_out_loss,
-                 .metrics = at_new_theta.metrics,
+                 .metrics = s.held_out_metrics,
                  .gradient_norm = s.gradient_norm,
                  .gradient_noise = gradient.noise,
                  .damping = lambda,
@@ -216,7 +236,7 @@ absl::StatusOr<Iteration<Scalar>> Iterate(const OptimizerState<Scalar>& state, O
                  .cg_iterations = cg.iterations,
                  .cg_stop = cg.stop,
                  .chosen_iterate = accepted ? cg.kept[backtracking.index].iteration : 0,
-                 .step_length = step.step,
+                 .step_length = accepted ? step.step : 0,
                  .losses_evaluated = static_cast<int>(cost.losses - state.cost.losses),
                  .gradient_examples = gradient_sample.size(),
                  .curvature_examples = curvature_sample.size(),

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 #include <limits>
+#include <map>
+#include <string>
 
 #include "core/cost.h"
 #include "core/curvature_pairs.h"
@@ -26,6 +28,7 @@ struct OptimizerState {
   // L(theta) on the first held_out_examples of each shard; NaN before the first iteration.
   double held_out_loss = std::numeric_limits<double>::quiet_NaN();
   int64_t held_out_examples = 0;
+  std::map<std::string, double> held_out_metrics;  // of the model there: for reports, no step depends on them
   double gradient_norm = std::numeric_limits<double>::infinity();  // of the last gradient
   int64_t gradient_examples = 0;                                   // of the last gradient sample
 

@@ -50,13 +50,13 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   // Bandwidth probing is for links with latency; on this machine it only costs (a quarter of the CPU of a transfer).
   if (options.is_local()) builder.AddChannelArgument(GRPC_ARG_HTTP2_BDP_PROBE, 0);
   server->grpc_server_ = builder.BuildAndStart();
-  if (server->grpc_server_ == nullptr || (port == 0 && options.address.rfind("unix:", 0) != 0)) {
+  if (server->grpc_server_ == nullptr || (port == 0 && !options.is_unix_socket())) {
     return absl::UnavailableError(absl::StrCat("cannot listen on ", options.address.c_str(),
                                                ": the address is in use or not one of this machine's; choose another "
                                                "with --address"));
   }
   server->address_ = options.address;
-  if (port != 0) {
+  if (!options.is_unix_socket()) {  // for which gRPC says port 1
     server->address_ = options.address.substr(0, options.address.rfind(':') + 1) + std::to_string(port);
   }
   return server;

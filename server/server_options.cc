@@ -3,10 +3,13 @@
 #include <unistd.h>
 
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
 
 namespace hfopt::server {
+
+bool ServerOptions::is_unix_socket() const { return absl::StartsWith(address.c_str(), "unix:"); }
 
 bool ServerOptions::is_local() const {
   for (const char* prefix : {"unix:", "127.", "localhost:", "[::1]:"}) {
@@ -24,6 +27,15 @@ absl::Status ServerOptions::Validate() const {
   if (address.find(':') == std::string::npos) {
     return absl::InvalidArgumentError(
         absl::StrCat("--address is \"", address.c_str(), "\"; it must be HOST:PORT or unix:PATH"));
+  }
+  // gRPC takes a port modulo 65536.
+  if (const std::string port = address.substr(address.rfind(':') + 1); !is_unix_socket()) {
+    int number = 0;
+    if (port.find_first_not_of("0123456789") != std::string::npos || !absl::SimpleAtoi(port, &number) ||
+        number > 65535) {
+      return absl::InvalidArgumentError(absl::StrCat("--address is \"", address.c_str(), "\": the port is \"",
+                                                     port.c_str(), "\"; allowed: 0 (chosen by the system) to 65535"));
+    }
   }
   if (!is_local() && !insecure) {
     return absl::FailedPreconditionError(absl::StrCat(

@@ -22,6 +22,7 @@ struct ServerOptions {
   // INVALID_ARGUMENT or FAILED_PRECONDITION, with what to do.
   absl::Status Validate() const;
 
+  bool is_unix_socket() const;
   // Reached from this machine alone.
   bool is_local() const;
   int64_t memory_limit_bytes() const;

@@ -55,6 +55,7 @@ CheckpointView ViewCheckpoint(const OptimizerState<Scalar>& state) {
   meta.set_damping(state.damping);
   meta.set_held_out_loss(state.held_out_loss);
   meta.set_held_out_examples(state.held_out_examples);
+  meta.mutable_held_out_metrics()->insert(state.held_out_metrics.begin(), state.held_out_metrics.end());
   meta.set_gradient_norm(state.gradient_norm);
   meta.set_gradient_examples(state.gradient_examples);
   meta.set_next_gradient_size(state.next_gradient_size);
@@ -86,6 +87,7 @@ absl::StatusOr<OptimizerState<Scalar>> StateFromCheckpoint(Checkpoint checkpoint
   state.damping = meta.damping();
   state.held_out_loss = meta.held_out_loss();
   HFOPT_RETURN_IF_ERROR(ReadCount("held_out_examples", meta.held_out_examples(), state.held_out_examples));
+  state.held_out_metrics = {meta.held_out_metrics().begin(), meta.held_out_metrics().end()};
   state.gradient_norm = meta.gradient_norm();
   HFOPT_RETURN_IF_ERROR(ReadCount("gradient_examples", meta.gradient_examples(), state.gradient_examples));
   HFOPT_RETURN_IF_ERROR(ReadCount("next_gradient_size", meta.next_gradient_size(), state.next_gradient_size));

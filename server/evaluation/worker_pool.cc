@@ -75,6 +75,14 @@ absl::Status CheckAnswer(const v1::EvaluationRequest& request, const v1::Answer&
   return absl::InternalError("a request without a kind was sent");
 }
 
+// The model of the first worker of a run whose record knows `expected` of it, which the worker fits.
+ModelDescription Describe(const v1::Hello& hello, const ModelDescription& expected) {
+  return {.num_parameters = static_cast<int64_t>(hello.num_parameters()),
+          .training_examples = static_cast<int64_t>(hello.training_examples()),
+          .held_out_examples = static_cast<int64_t>(hello.held_out_examples()),
+          .signature = expected.signature.empty() ? hello.model_signature() : expected.signature};
+}
+
 v1::SessionResponse CancelMessage(uint64_t id) {
   v1::SessionResponse message;
   message.mutable_cancel()->set_request_id(id);
@@ -86,6 +94,7 @@ v1::SessionResponse CancelMessage(uint64_t id) {
 // Ids go on growing over restarts of the server, because a worker may still hold requests of the process before.
 WorkerPool::WorkerPool(Options options) : options_(std::move(options)) {
   absl::MutexLock lock(&mu_);
+  expected_ = options_.model;
   next_id_ = static_cast<uint64_t>(absl::ToUnixNanos(options_.now()));
 }
 
@@ -118,24 +127,13 @@ absl::Status WorkerPool::CheckHello(const v1::Hello& hello) const {
   if (!Contains(hello.element_types(), options_.element_type)) {
     return refuse("cannot compute in ", wire::ElementTypeName(options_.element_type), ", the element type of this run");
   }
-  if (model_.has_value()) {
-    const auto differs = [&](absl::string_view field, auto theirs, auto ours) {
-      return refuse(field, " is ", theirs, ", but the other workers of this run have ", ours);
-    };
-    const ModelDescription& m = *model_;
-    if (hello.num_parameters() != static_cast<uint64_t>(m.num_parameters)) {
-      return differs("num_parameters", hello.num_parameters(), m.num_parameters);
-    }
-    if (hello.training_examples() != static_cast<uint64_t>(m.training_examples)) {
-      return differs("training_examples", hello.training_examples(), m.training_examples);
-    }
-    if (hello.held_out_examples() != static_cast<uint64_t>(m.held_out_examples)) {
-      return differs("held_out_examples", hello.held_out_examples(), m.held_out_examples);
-    }
-    if (!hello.model_signature().empty() && !m.signature.empty() && hello.model_signature() != m.signature) {
-      return differs("model_signature", View(hello.model_signature()), View(m.signature));
-    }
+  const int64_t n = static_cast<int64_t>(std::min<uint64_t>(hello.num_parameters(), INT64_MAX));
+  if (const absl::Status fits = options_.check_memory(n); !fits.ok()) {
+    return absl::Status(fits.code(),
+                        absl::StrCat(options_.run_name, ": worker ", hello.worker_id(), ": ", fits.message()));
   }
+  HFOPT_RETURN_IF_ERROR(CheckModel(hello));
+  HFOPT_RETURN_IF_ERROR(CheckShards(hello));
   const auto known = workers_.find(hello.worker_id());
   if (known != workers_.end() && hello.incarnation() < known->second.hello.incarnation()) {
     return absl::FailedPreconditionError(absl::StrCat(
@@ -144,6 +142,70 @@ absl::Status WorkerPool::CheckHello(const v1::Hello& hello) const {
         ", which has joined; two processes use this worker id: give each its own"));
   }
   return absl::OkStatus();
+}
+
+absl::Status WorkerPool::CheckShards(const v1::Hello& hello) const {
+  if (shards_ == 0) return absl::OkStatus();  // checked once they are fixed
+  for (const uint32_t shard : hello.shards()) {
+    if (shard < static_cast<uint32_t>(shards_)) continue;
+    return absl::InvalidArgumentError(absl::StrCat(options_.run_name, ": worker ", hello.worker_id(), ": has shard ",
+                                                   shard, ", but this run has ", shards_, " shards: 0 to ",
+                                                   shards_ - 1));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status WorkerPool::CheckModel(const v1::Hello& hello) const {
+  const ModelDescription& m = model_.has_value() ? *model_ : expected_;
+  const auto differs = [&](absl::string_view field, auto theirs, auto ours) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(options_.run_name, ": worker ", hello.worker_id(), ": ", field, " is ", theirs,
+                     ", but the model of this run has ", ours,
+                     "; start the worker with this run's model and data, or create a run of its own for it"));
+  };
+  const auto is_other = [](uint64_t theirs, int64_t ours) { return ours != 0 && theirs != static_cast<uint64_t>(ours); };
+  if (is_other(hello.num_parameters(), m.num_parameters)) {
+    return differs("num_parameters", hello.num_parameters(), m.num_parameters);
+  }
+  if (is_other(hello.training_examples(), m.training_examples)) {
+    return differs("training_examples", hello.training_examples(), m.training_examples);
+  }
+  if (is_other(hello.held_out_examples(), m.held_out_examples)) {
+    return differs("held_out_examples", hello.held_out_examples(), m.held_out_examples);
+  }
+  if (!hello.model_signature().empty() && !m.signature.empty() && hello.model_signature() != m.signature) {
+    return differs("model_signature", View(hello.model_signature()), View(m.signature));
+  }
+  return absl::OkStatus();
+}
+
+void WorkerPool::Expect(const ModelDescription& model) {
+  absl::MutexLock lock(&mu_);
+  expected_ = model;
+  model_.reset();
+  for (auto& [id, worker] : workers_) {
+    if (worker.link == nullptr) continue;
+    if (const absl::Status fits = CheckModel(worker.hello); !fits.ok()) {
+      SendAway(worker, fits);
+    } else if (!model_.has_value()) {
+      model_ = Describe(worker.hello, expected_);
+    }
+  }
+  changed_.SignalAll();
+}
+
+std::shared_ptr<WorkerLink> WorkerPool::Detach(Worker& worker) {
+  worker.last_heard = worker.link->last_heard();
+  worker.past_bytes_sent += worker.link->bytes_sent();
+  worker.past_bytes_received += worker.link->bytes_received();
+  worker.held.clear();
+  return std::exchange(worker.link, nullptr);
+}
+
+void WorkerPool::SendAway(Worker& worker, const absl::Status& why) {
+  Detach(worker)->Close(why);
+  worker.last_heard = absl::InfinitePast();
+  Unassign(worker.hello.worker_id());
 }
 
 absl::Status WorkerPool::Join(const v1::Hello& hello, std::shared_ptr<WorkerLink> link) {
@@ -157,12 +219,7 @@ absl::Status WorkerPool::Join(const v1::Hello& hello, std::shared_ptr<WorkerLink
     return absl::OkStatus();
   }
   HFOPT_RETURN_IF_ERROR(CheckHello(hello));
-  if (!model_.has_value()) {
-    model_ = {.num_parameters = static_cast<int64_t>(hello.num_parameters()),
-              .training_examples = static_cast<int64_t>(hello.training_examples()),
-              .held_out_examples = static_cast<int64_t>(hello.held_out_examples()),
-              .signature = hello.model_signature()};
-  }
+  if (!model_.has_value()) model_ = Describe(hello, expected_);
   Worker& worker = workers_[hello.worker_id()];
   if (worker.link != nullptr) {
     worker.past_bytes_sent += worker.link->bytes_sent();
@@ -188,7 +245,7 @@ absl::Status WorkerPool::Join(const v1::Hello& hello, std::shared_ptr<WorkerLink
 v1::SessionResponse WorkerPool::WelcomeMessage() const {
   v1::SessionResponse message;
   v1::Welcome& welcome = *message.mutable_welcome();
-  welcome.set_protocol_version(1);
+  welcome.set_protocol_version(kProtocolVersion);
   welcome.set_element_type(options_.element_type);
   welcome.set_shards(std::max(shards_, 1));
   welcome.set_lease_seconds(absl::ToDoubleSeconds(options_.lease));
@@ -221,7 +278,12 @@ void WorkerPool::SetShards(int shards) {
   absl::MutexLock lock(&mu_);
   shards_ = shards;
   for (auto& [id, worker] : workers_) {
-    if (worker.link != nullptr && !worker.welcomed) WelcomeWorker(worker);
+    if (worker.link == nullptr) continue;
+    if (const absl::Status fits = CheckShards(worker.hello); !fits.ok()) {
+      SendAway(worker, fits);
+    } else if (!worker.welcomed) {
+      WelcomeWorker(worker);
+    }
   }
   changed_.SignalAll();
 }
@@ -281,15 +343,14 @@ void WorkerPool::OnDisconnected(const WorkerLink* link) {
   absl::MutexLock lock(&mu_);
   Worker* const worker = FindByLink(link);
   if (worker == nullptr) return;
-  worker->last_heard = worker->link->last_heard();
-  worker->past_bytes_sent += worker->link->bytes_sent();
-  worker->past_bytes_received += worker->link->bytes_received();
-  worker->link.reset();
-  worker->held.clear();
+  Detach(*worker);
   // One that said goodbye is not waited for.
   if (worker->draining) {
     worker->last_heard = absl::InfinitePast();
     Unassign(worker->hello.worker_id());
+  }
+  if (std::none_of(workers_.begin(), workers_.end(), [](const auto& w) { return w.second.link != nullptr; })) {
+    model_.reset();
   }
   changed_.SignalAll();
 }
@@ -368,20 +429,15 @@ void WorkerPool::DropLostWorkers() {
   for (auto& [id, worker] : workers_) {
     if (IsAlive(worker)) continue;
     if (worker.link != nullptr) {
-      worker.last_heard = worker.link->last_heard();
-      worker.past_bytes_sent += worker.link->bytes_sent();
-      worker.past_bytes_received += worker.link->bytes_received();
-      worker.link->Close(absl::DeadlineExceededError(
+      Detach(worker)->Close(absl::DeadlineExceededError(
           absl::StrCat("worker ", id, " was silent for more than its lease of ", absl::FormatDuration(options_.lease))));
-      worker.link.reset();
-      worker.held.clear();
     }
     Unassign(id);
   }
 }
 
 std::string WorkerPool::DescribeUnserved() {
-  if (shards_ == 0) return model_.has_value() ? "" : "no worker has joined yet";
+  if (shards_ == 0) return CountPresent() > 0 ? "" : "no worker has joined yet";
   std::vector<int> unserved;
   for (int shard = 0; shard < shards_; ++shard) {
     const Worker* const owner = OwnerOf(shard, {});
@@ -521,11 +577,6 @@ std::string WorkerPool::WaitingFor() const {
   return waiting_for_;
 }
 
-std::optional<ModelDescription> WorkerPool::model() const {
-  absl::MutexLock lock(&mu_);
-  return model_;
-}
-
 std::vector<v1::WorkerStatus> WorkerPool::workers() const {
   absl::MutexLock lock(&mu_);
   std::vector<v1::WorkerStatus> statuses;
@@ -543,6 +594,17 @@ std::vector<v1::WorkerStatus> WorkerPool::workers() const {
     statuses.push_back(std::move(status));
   }
   return statuses;
+}
+
+int WorkerPool::CountPresent() const {
+  return static_cast<int>(std::count_if(workers_.begin(), workers_.end(), [](const auto& entry) {
+    return entry.second.link != nullptr && !entry.second.draining;
+  }));
+}
+
+int WorkerPool::workers_present() const {
+  absl::MutexLock lock(&mu_);
+  return CountPresent();
 }
 
 PoolAccounting WorkerPool::accounting() const {

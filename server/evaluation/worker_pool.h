@@ -22,7 +22,10 @@
 
 namespace hfopt::server {
 
-// What the workers of a run agree on; fixed by the first one.
+// The only version of the worker's conversation so far.
+inline constexpr uint32_t kProtocolVersion = 1;
+
+// What the workers of a run agree on. Zero and empty: not known yet.
 struct ModelDescription {
   int64_t num_parameters = 0;
   int64_t training_examples = 0;
@@ -63,7 +66,10 @@ class WorkerPool {
   struct Options {
     std::string run_name;  // "runs/an4", for messages
     v1::ElementType element_type = v1::ELEMENT_TYPE_FLOAT32;
+    ModelDescription model;  // what the run's record knows of it
     absl::Duration lease = absl::Seconds(10);
+    // RESOURCE_EXHAUSTED when a run with so many parameters does not fit into the server.
+    std::function<absl::Status(int64_t num_parameters)> check_memory = [](int64_t) { return absl::OkStatus(); };
     std::function<absl::Time()> now = absl::Now;
   };
   explicit WorkerPool(Options options);
@@ -74,7 +80,8 @@ class WorkerPool {
   // --- Called by sessions.
 
   // Admits a worker and sends it Welcome and whatever it should release or drop. An older session of the same worker is closed.
-  // INVALID_ARGUMENT or FAILED_PRECONDITION when it does not fit the run, with both values.
+  // INVALID_ARGUMENT or FAILED_PRECONDITION when it does not fit the run, with both values; RESOURCE_EXHAUSTED when its model does not fit
+  // into the server's memory. Nothing of a vector's size is allocated for a worker before it was admitted.
   absl::Status Join(const v1::Hello& hello, std::shared_ptr<WorkerLink> link);
   // An answer with all its vectors. Unknown ids (late or second answers) are dropped. INVALID_ARGUMENT when it is not an answer to what
   // was asked; the session ends then.
@@ -85,10 +92,14 @@ class WorkerPool {
 
   // --- Called by the run's thread.
 
-  // Fixes the number of logical shards. Before this, workers join and wait for their Welcome.
+  // What the run's record knows of the model from now on: workers of another one are sent away and refused, also when none of this model is
+  // left. What it does not know is fixed by the first worker, and forgotten when the last one has gone.
+  void Expect(const ModelDescription& model);
+
+  // Fixes the number of logical shards. Before this, workers join and wait for their Welcome; those with shards that are none are sent away.
   void SetShards(int shards);
 
-  // Waits until a model is known and, if shards are set, all are served. CANCELLED after Interrupt.
+  // Waits until a worker is present and, if shards are set, all are served. CANCELLED after Interrupt.
   absl::StatusOr<ModelDescription> AwaitWorkers();
 
   // Has every unit computed and returns the answers in the order of the units. Blocks while shards are not served. Units of lost workers are
@@ -116,8 +127,10 @@ class WorkerPool {
   // Called from the run's thread, without locks held, when the answer of WaitingFor has changed. Set once, before the first wait.
   void SetWaitingListener(std::function<void()> listener) { waiting_listener_ = std::move(listener); }
 
-  std::optional<ModelDescription> model() const;
+  // All that have joined since the server started, also those that have left.
   std::vector<v1::WorkerStatus> workers() const;
+  // Those that are connected and mean to stay.
+  int workers_present() const;
   PoolAccounting accounting() const;
   // Re-examines the leases: for clocks that do not wake waiting threads.
   void CheckLeases();
@@ -146,8 +159,15 @@ class WorkerPool {
 
   absl::Time LeaseEnd(const Worker& worker) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool IsAlive(const Worker& worker) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  int CountPresent() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Worker* FindByLink(const WorkerLink* link) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status CheckHello(const v1::Hello& hello) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status CheckShards(const v1::Hello& hello) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status CheckModel(const v1::Hello& hello) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Takes the link from a worker, which is then known as one that has gone.
+  std::shared_ptr<WorkerLink> Detach(Worker& worker) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Ends the session of a worker that does not fit the run; its shards go to others at once.
+  void SendAway(Worker& worker, const absl::Status& why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   v1::SessionResponse WelcomeMessage() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void WelcomeWorker(Worker& worker) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // The worker for a shard, choosing one if need be; null when nobody can.
@@ -173,7 +193,8 @@ class WorkerPool {
   absl::CondVar changed_;
   absl::Status interrupted_ ABSL_GUARDED_BY(mu_);
   std::optional<v1::Finished> finished_ ABSL_GUARDED_BY(mu_);
-  std::optional<ModelDescription> model_ ABSL_GUARDED_BY(mu_);
+  ModelDescription expected_ ABSL_GUARDED_BY(mu_);              // by the run's record
+  std::optional<ModelDescription> model_ ABSL_GUARDED_BY(mu_);  // of the workers there are
   int shards_ ABSL_GUARDED_BY(mu_) = 0;
   std::map<std::string, Worker> workers_ ABSL_GUARDED_BY(mu_);  // by id
   std::map<int, std::string> owners_ ABSL_GUARDED_BY(mu_);      // shard -> worker id

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
 #include "proto/wire/status.h"
+#include "server/evaluation/out_of_memory.h"
 
 namespace hfopt::server {
 namespace {
@@ -32,7 +33,9 @@ void WorkerSession::OnReadDone(bool ok) {
     return;
   }
   last_heard_ = absl::ToUnixNanos(absl::Now());
-  if (absl::Status status = Handle(incoming_); !status.ok()) {
+  if (absl::Status status = CatchOutOfMemory([this] { return Handle(incoming_); }); !status.ok()) {
+    // One that breaks the protocol is sent away, and not waited for.
+    if (pool_ != nullptr) pool_->OnDrain(this);
     Close(std::move(status));
     return;
   }
@@ -64,7 +67,11 @@ absl::Status WorkerSession::Handle(const v1::SessionRequest& message) {
 
 absl::Status WorkerSession::HandleHello(const v1::Hello& hello) {
   if (pool_ != nullptr) return absl::InvalidArgumentError("Hello was sent twice in one session");
-  if (hello.protocol_version() == 0) return absl::InvalidArgumentError("Hello.protocol_version is 0; this server speaks 1");
+  if (hello.protocol_version() != kProtocolVersion) {
+    return absl::InvalidArgumentError(absl::StrCat("Hello.protocol_version is ", hello.protocol_version(),
+                                                   "; this server speaks ", kProtocolVersion,
+                                                   ": use a worker and a server of one release"));
+  }
   if (hello.worker_id().empty() || hello.worker_id().size() > 63 ||
       hello.worker_id().find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789-") != std::string::npos) {
     return absl::InvalidArgumentError("Hello.worker_id must be 1 to 63 characters of [a-z0-9-]");

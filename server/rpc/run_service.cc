@@ -8,6 +8,7 @@
 #include "core/status_macros.h"
 #include "proto/wire/status.h"
 #include "proto/wire/vector_codec.h"
+#include "server/evaluation/out_of_memory.h"
 
 namespace hfopt::server {
 namespace {
@@ -42,8 +43,8 @@ class Uploader final : public grpc::ServerReadReactor<v1::UploadParametersReques
 
   void OnReadDone(bool ok) override {
     if (!ok) {
-      Finish(wire::ToGrpc(Complete()));
-    } else if (absl::Status status = Handle(); !status.ok()) {
+      Finish(wire::ToGrpc(CatchOutOfMemory([this] { return Complete(); })));
+    } else if (absl::Status status = CatchOutOfMemory([this] { return Handle(); }); !status.ok()) {
       Finish(wire::ToGrpc(status));
     } else {
       StartRead(&request_);
@@ -52,18 +53,13 @@ class Uploader final : public grpc::ServerReadReactor<v1::UploadParametersReques
   void OnDone() override { delete this; }
 
  private:
-  // The largest vector taken at a header's word; what is really sent may be less.
-  static constexpr uint64_t kMaxElements = uint64_t{1} << 33;
-
   absl::Status Handle() {
     if (request_.has_header()) {
       if (run_ != nullptr) return absl::InvalidArgumentError("the header was sent twice");
       const v1::UploadParametersHeader& header = request_.header();
       HFOPT_ASSIGN_OR_RETURN(run_, find_run_(header.name()));
-      if (header.size() == 0 || header.size() > kMaxElements) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("header.size is ", header.size(), "; allowed: 1 to ", kMaxElements));
-      }
+      // Before anything is allocated at a header's word.
+      HFOPT_RETURN_IF_ERROR(run_->CheckInitialParameters(header.size(), header.element_type()));
       const v1::VectorHeader vector = wire::MakeHeader(0, "", header.size(), header.element_type());
       const auto open = [&](auto assembler) -> absl::Status {
         HFOPT_RETURN_IF_ERROR(assembler.status());
@@ -326,7 +322,7 @@ grpc::ServerWriteReactor<v1::DownloadParametersResponse>* RunService::DownloadPa
     HFOPT_RETURN_IF_ERROR(loaded.status());
     return std::move(loaded->checkpoint);
   };
-  absl::StatusOr<Checkpoint> checkpoint = load();
+  absl::StatusOr<Checkpoint> checkpoint = CatchOutOfMemory(load);
   if (!checkpoint.ok()) return new RefusedWriter<v1::DownloadParametersResponse>(checkpoint.status());
   return new Downloader(std::move(checkpoint->tensors.at("theta")), checkpoint->meta);
 }

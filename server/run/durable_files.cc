@@ -39,6 +39,10 @@ absl::Status SyncDirectory(const std::string& directory) {
 absl::Status CreateDirectory(const std::string& directory) {
   HFOPT_ASSIGN_OR_RETURN(const bool exists, IsDirectory(directory));
   if (exists) return absl::OkStatus();
+  if (std::error_code ignored; fs::exists(directory, ignored)) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(directory, " is a file, and a directory is needed there; move it away, or use another directory"));
+  }
   const std::string parent = fs::path(directory).parent_path();
   if (!parent.empty()) HFOPT_RETURN_IF_ERROR(CreateDirectory(parent));
   std::error_code error;

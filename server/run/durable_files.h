@@ -14,7 +14,7 @@ namespace hfopt::server {
 
 absl::Status SyncDirectory(const std::string& directory);
 
-// Creates it and its missing parents. OK when it is there already.
+// Creates it and its missing parents. OK when it is there already; FAILED_PRECONDITION when one of them is a file.
 absl::Status CreateDirectory(const std::string& directory);
 
 // Removes a file, or a directory with all in it. OK when there is none. Not synced.

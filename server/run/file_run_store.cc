@@ -69,7 +69,8 @@ absl::Status FileRunStore::PutRun(const v1::Run& run, absl::string_view request_
     if (!files.empty()) {
       return absl::FailedPreconditionError(absl::StrCat(RunPath(run_id), " has ", files.size(), " files, but ",
                                                         directory_, "/hfopt.db does not know the run ", run_id,
-                                                        "; move the directory away, or take another run id"));
+                                                        "; move the directory away, or take another run id. The new "
+                                                        "run can begin from a checkpoint there: hfopt params upload"));
     }
   }
   return catalogue_->Put(run_id, run, request_id);

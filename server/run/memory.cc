@@ -33,7 +33,7 @@ absl::Status CheckMemory(const OptimizerOptions& options, int shards, int64_t nu
   return absl::ResourceExhaustedError(absl::StrCat(
       "the run needs ", needed / (1 << 20), " MiB (", vectors, " vectors of ", num_parameters, " x ", element_size,
       " bytes), the server allows ", limit_bytes / (1 << 20),
-      " MiB; lower preconditioner.memory or conjugate_gradient.max_iterations, or raise the server's --memory-limit"));
+      " MiB; lower shards, preconditioner.memory or conjugate_gradient.max_iterations, or raise the server's --memory-limit"));
 }
 
 }  // namespace hfopt::server

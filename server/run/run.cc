@@ -10,6 +10,7 @@
 #include "server/convert/checkpoint.h"
 #include "server/convert/options.h"
 #include "server/convert/report.h"
+#include "server/evaluation/out_of_memory.h"
 #include "server/run/memory.h"
 
 namespace hfopt::server {
@@ -42,11 +43,37 @@ v1::PhaseSeconds Phases(double total, const PoolAccounting& before, const PoolAc
   return seconds;
 }
 
-WorkerPool::Options PoolOptions(const v1::Run& record, const RunEnvironment& environment) {
+// Whether a run with so many parameters fits into the server.
+absl::Status CheckFits(const v1::RunOptions& run, const OptimizerOptions& optimizer, int64_t num_parameters,
+                       int64_t limit_bytes) {
+  return CheckMemory(optimizer, std::max(1, static_cast<int>(run.shards())), num_parameters,
+                     run.element_type() == v1::ELEMENT_TYPE_FLOAT64 ? 8 : 4, limit_bytes);
+}
+
+// What the record of a run knows of its model: all of it once workers were there, before that its size at most.
+ModelDescription KnownModel(const v1::Run& record) {
+  if (!record.has_model()) {
+    const uint64_t n = record.num_parameters() != 0 ? record.num_parameters() : record.options().num_parameters();
+    return {.num_parameters = static_cast<int64_t>(n)};
+  }
+  const v1::ModelDescription& model = record.model();
+  return {.num_parameters = static_cast<int64_t>(model.num_parameters()),
+          .training_examples = static_cast<int64_t>(model.training_examples()),
+          .held_out_examples = static_cast<int64_t>(model.held_out_examples()),
+          .signature = model.signature()};
+}
+
+WorkerPool::Options PoolOptions(const v1::Run& record, const OptimizerOptions& optimizer,
+                                const RunEnvironment& environment) {
   const double lease = record.options().lease_seconds();
   return {.run_name = record.name(),
           .element_type = record.options().element_type(),
+          .model = KnownModel(record),
           .lease = lease > 0 ? absl::Seconds(lease) : environment.default_lease,
+          .check_memory =
+              [run = record.options(), optimizer, limit = environment.memory_limit_bytes](int64_t num_parameters) {
+                return CheckFits(run, optimizer, num_parameters, limit);
+              },
           .now = environment.now};
 }
 
@@ -86,7 +113,7 @@ Run::Run(v1::Run record, std::string request_id, OptimizerOptions options, RunEn
       request_id_(std::move(request_id)),
       options_(options),
       environment_(std::move(environment)),
-      pool_(std::make_shared<WorkerPool>(PoolOptions(record, environment_))),
+      pool_(std::make_shared<WorkerPool>(PoolOptions(record, options_, environment_))),
       record_(std::move(record)) {
   pool_->SetWaitingListener([this] { Notify(); });
 }
@@ -198,31 +225,42 @@ void Run::StartIfWasRunning() {
   if (IsActive(Snapshot().state())) Launch();
 }
 
-absl::Status Run::SetInitialParameters(AnyVector parameters) {
-  absl::MutexLock control(&control_mu_);
+absl::Status Run::CheckInitialParameters(uint64_t size, v1::ElementType element_type) const {
   const v1::Run run = Snapshot();
   if (run.state() != v1::RUN_STATE_CREATED) return WrongState(run, "given parameters", "CREATED");
-  if (ElementTypeOf(parameters) != run.options().element_type()) {
+  if (element_type != run.options().element_type()) {
     return absl::InvalidArgumentError(absl::StrCat(run.name(), " computes in ",
                                                    wire::ElementTypeName(run.options().element_type()),
-                                                   "; the parameters are ",
-                                                   wire::ElementTypeName(ElementTypeOf(parameters))));
+                                                   "; the parameters are ", wire::ElementTypeName(element_type)));
   }
+  if (size == 0) return absl::InvalidArgumentError(absl::StrCat(run.name(), ": 0 parameters were uploaded"));
   const uint64_t n = run.options().num_parameters();
-  if (n != 0 && n != static_cast<uint64_t>(Size(parameters))) {
+  if (n != 0 && n != size) {
     return absl::InvalidArgumentError(
-        absl::StrCat(run.name(), " has ", n, " parameters; ", Size(parameters), " were uploaded"));
+        absl::StrCat(run.name(), " has ", n, " parameters; ", size, " were uploaded"));
   }
+  return CheckFits(run.options(), options_, static_cast<int64_t>(std::min<uint64_t>(size, INT64_MAX)),
+                   environment_.memory_limit_bytes);
+}
+
+absl::Status Run::SetInitialParameters(AnyVector parameters) {
+  absl::MutexLock control(&control_mu_);
+  HFOPT_RETURN_IF_ERROR(CheckInitialParameters(Size(parameters), ElementTypeOf(parameters)));
+  const std::string name = Snapshot().name();
   return std::visit(
       [&](auto& theta) -> absl::Status {
         using Scalar = typename std::decay_t<decltype(theta)>::Scalar;
         if (const int64_t i = FirstNonFinite(theta); i >= 0) {
           return absl::InvalidArgumentError(
-              absl::StrCat(run.name(), ": the uploaded parameters are ", theta[i], " at index ", i));
+              absl::StrCat(name, ": the uploaded parameters are ", theta[i], " at index ", i));
         }
         OptimizerState<Scalar> state;
         state.theta = std::move(theta);
-        return Save(state, /*best=*/false);
+        HFOPT_RETURN_IF_ERROR(Save(state, /*best=*/false));
+        // Workers of another size cannot work on these.
+        HFOPT_RETURN_IF_ERROR(UpdateRecord([&](v1::Run& r) { r.set_num_parameters(state.theta.size()); }));
+        pool_->Expect({.num_parameters = state.theta.size()});
+        return absl::OkStatus();
       },
       parameters);
 }
@@ -230,8 +268,9 @@ absl::Status Run::SetInitialParameters(AnyVector parameters) {
 // ------------------------------------------------------------------------------------------------------------- the thread
 
 void Run::Main() {
-  const absl::StatusOr<Termination> end =
-      Snapshot().options().element_type() == v1::ELEMENT_TYPE_FLOAT64 ? Drive<double>() : Drive<float>();
+  const absl::StatusOr<Termination> end = CatchOutOfMemory([this] {
+    return Snapshot().options().element_type() == v1::ELEMENT_TYPE_FLOAT64 ? Drive<double>() : Drive<float>();
+  });
   Intent intent;
   {
     absl::MutexLock lock(&mu_);
@@ -266,12 +305,9 @@ absl::Status Run::End(const Termination& termination) {
 absl::StatusOr<DataLayout> Run::AwaitLayout() {
   HFOPT_ASSIGN_OR_RETURN(const ModelDescription model, pool_->AwaitWorkers());
   const v1::RunOptions options = Snapshot().options();
-  if (options.num_parameters() != 0 && options.num_parameters() != static_cast<uint64_t>(model.num_parameters)) {
-    return absl::FailedPreconditionError(absl::StrCat("the run was created for ", options.num_parameters(),
-                                                      " parameters; the workers' model has ", model.num_parameters));
-  }
   const DataLayout layout{
-      .shards = options.shards() != 0 ? static_cast<int>(options.shards()) : static_cast<int>(pool_->workers().size()),
+      // At least one was there a moment ago.
+      .shards = options.shards() != 0 ? static_cast<int>(options.shards()) : std::max(1, pool_->workers_present()),
       .training_examples = model.training_examples,
       .held_out_examples = model.held_out_examples};
   if (layout.shards > layout.training_examples || layout.shards > layout.held_out_examples) {
@@ -279,13 +315,18 @@ absl::StatusOr<DataLayout> Run::AwaitLayout() {
         absl::StrCat("the run has ", layout.shards, " shards, but the workers have only ", layout.training_examples,
                      " training and ", layout.held_out_examples, " held-out examples; create it with fewer shards"));
   }
-  const int element_size = options.element_type() == v1::ELEMENT_TYPE_FLOAT64 ? 8 : 4;
-  HFOPT_RETURN_IF_ERROR(
-      CheckMemory(options_, layout.shards, model.num_parameters, element_size, environment_.memory_limit_bytes));
+  v1::RunOptions with_shards = options;
+  with_shards.set_shards(layout.shards);
+  HFOPT_RETURN_IF_ERROR(CheckFits(with_shards, options_, model.num_parameters, environment_.memory_limit_bytes));
   HFOPT_RETURN_IF_ERROR(UpdateRecord([&](v1::Run& record) {
     record.mutable_options()->set_shards(layout.shards);
     record.set_num_parameters(model.num_parameters);
+    record.mutable_model()->set_signature(model.signature);
+    record.mutable_model()->set_num_parameters(model.num_parameters);
+    record.mutable_model()->set_training_examples(model.training_examples);
+    record.mutable_model()->set_held_out_examples(model.held_out_examples);
   }));
+  pool_->Expect(model);
   pool_->SetShards(layout.shards);
   HFOPT_RETURN_IF_ERROR(pool_->AwaitWorkers().status());
   return layout;
@@ -311,6 +352,12 @@ template <typename Scalar>
 absl::StatusOr<OptimizerState<Scalar>> Run::LoadOrInitialize(RemoteObjective<Scalar>& objective) {
   absl::StatusOr<LoadedCheckpoint> loaded = environment_.store->LoadLastCheckpoint(id_);
   if (absl::IsNotFound(loaded.status())) {
+    // Beginning again from other parameters, while the reports tell of more, would be a lie.
+    if (const uint64_t last = Snapshot().last_iteration().iteration(); last > 0) {
+      return absl::DataLossError(absl::StrCat(loaded.status().message(), ", but the run has finished iteration ", last,
+                                              "; put its checkpoints back there and resume the run, or create another "
+                                              "run to begin anew"));
+    }
     HFOPT_ASSIGN_OR_RETURN(Vector<Scalar> theta, objective.InitialParameters(Snapshot().options().seed()));
     OptimizerState<Scalar> state = InitialState<Scalar>(std::move(theta), objective.layout(), options_);
     HFOPT_RETURN_IF_ERROR(Save(state, /*best=*/false));
@@ -320,9 +367,9 @@ absl::StatusOr<OptimizerState<Scalar>> Run::LoadOrInitialize(RemoteObjective<Sca
   if (!loaded->warning.empty()) environment_.log(absl::StrCat("runs/", id_, ": ", loaded->warning));
   HFOPT_ASSIGN_OR_RETURN(OptimizerState<Scalar> state, StateFromCheckpoint<Scalar>(std::move(loaded->checkpoint)));
   if (state.theta.size() != objective.num_parameters()) {
-    return absl::FailedPreconditionError(absl::StrCat("the parameters stored for this run have ", state.theta.size(),
-                                                      " elements; the workers' model has ",
-                                                      objective.num_parameters()));
+    return absl::FailedPreconditionError(absl::StrCat(
+        "the parameters stored for this run have ", state.theta.size(), " elements; the workers' model has ",
+        objective.num_parameters(), "; create a run for that model, and start workers of the stored one here"));
   }
   if (state.iteration == 0) state = InitialState<Scalar>(std::move(state.theta), objective.layout(), options_);
   // Reports of iterations whose checkpoint did not reach the disk: they are done again, with the same result.

@@ -57,6 +57,9 @@ class Run {
   absl::Status Pause();   // takes effect at once; an unfinished iteration is dropped and done again
   absl::Status Resume();  // PAUSED, FAILED -> waiting or running
   absl::Status Cancel();  // -> ENDED
+  // Whether a CREATED run can start from parameters of this size: RESOURCE_EXHAUSTED with bytes needed and allowed, INVALID_ARGUMENT with
+  // both values when the run's are of another size or type.
+  absl::Status CheckInitialParameters(uint64_t size, v1::ElementType element_type) const;
   // Sets the parameters that a CREATED run starts from.
   absl::Status SetInitialParameters(AnyVector parameters);
 

@@ -134,7 +134,10 @@ absl::Status RunCatalogue::Error(absl::string_view what) const {
     case SQLITE_CORRUPT:
     case SQLITE_NOTADB:
       return absl::DataLossError(
-          absl::StrCat(message, "; put back a copy of it, or move it away: the checkpoints do not depend on it"));
+          absl::StrCat(message,
+                       "; put back a copy of it. Without one, move it and the directory runs beside it away, create the "
+                       "runs anew, and give each its parameters, which the checkpoints hold whatever became of this "
+                       "file: hfopt params upload ID runs/ID/best.safetensors"));
     case SQLITE_IOERR:
       return absl::InternalError(absl::StrCat(message, "; look after the disk, its quota and its space"));
     default:

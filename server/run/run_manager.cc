@@ -1,9 +1,10 @@
 #include "server/run/run_manager.h"
 
-#include <cmath>
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "core/status_macros.h"
 #include "google/protobuf/util/message_differencer.h"
 #include "server/convert/options.h"
@@ -48,6 +49,18 @@ absl::StatusOr<v1::RunOptions> CompleteOptions(v1::RunOptions options, const Run
   return options;
 }
 
+// How the completed options of a request differ from those of the run that an earlier request has made; empty when they do not. What the
+// request left to the server is as the server has chosen it then.
+std::string Difference(const v1::RunOptions& requested, v1::RunOptions completed, const v1::RunOptions& existing) {
+  if (requested.shards() == 0) completed.set_shards(existing.shards());
+  if (requested.lease_seconds() == 0) completed.set_lease_seconds(existing.lease_seconds());
+  if (requested.keep_checkpoints() == 0) completed.set_keep_checkpoints(existing.keep_checkpoints());
+  std::string difference;
+  google::protobuf::util::MessageDifferencer differencer;
+  differencer.ReportDifferencesToString(&difference);
+  return differencer.Compare(existing, completed) ? "" : absl::StrReplaceAll(difference, {{"\n", "; "}});
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<RunManager>> RunManager::Open(RunEnvironment environment) {
@@ -58,7 +71,10 @@ absl::StatusOr<std::unique_ptr<RunManager>> RunManager::Open(RunEnvironment envi
     const std::string name = s.run.name();
     absl::StatusOr<std::shared_ptr<Run>> run = Run::Open(std::move(s.run), std::move(s.request_id), manager->environment_);
     if (!run.ok()) {
-      manager->environment_.log(absl::StrCat(name.c_str(), ": cannot be recovered: ", run.status().message()));
+      const std::string reason = absl::StrCat(name.c_str(), " cannot be recovered: ", run.status().message());
+      manager->environment_.log(reason);
+      manager->unrecovered_[RunIdFromName(name).value_or(name)] = absl::FailedPreconditionError(absl::StrCat(
+          reason, "; start the server that wrote it, or a later one, or delete the run to use its id again"));
       continue;
     }
     (*run)->StartIfWasRunning();
@@ -71,9 +87,16 @@ absl::StatusOr<std::shared_ptr<Run>> RunManager::Create(const v1::CreateRunReque
   HFOPT_RETURN_IF_ERROR(CheckRunId(request.run_id()));
   HFOPT_ASSIGN_OR_RETURN(const v1::RunOptions options, CompleteOptions(request.options(), environment_));
   absl::MutexLock lock(&mu_);
+  if (const auto known = unrecovered_.find(request.run_id()); known != unrecovered_.end()) return known->second;
   if (const auto known = runs_.find(request.run_id()); known != runs_.end()) {
     Run& run = *known->second;
-    if (!request.request_id().empty() && request.request_id() == run.request_id()) return known->second;
+    if (!request.request_id().empty() && request.request_id() == run.request_id()) {
+      const std::string difference = Difference(request.options(), options, run.Snapshot().options());
+      if (difference.empty()) return known->second;
+      return absl::AlreadyExistsError(absl::StrCat("runs/", request.run_id().c_str(),
+                                                   " was created by the same request_id with other options: ",
+                                                   difference.c_str(), "choose another id, or delete it first"));
+    }
     return absl::AlreadyExistsError(absl::StrCat("runs/", request.run_id().c_str(),
                                                  " exists already; choose another id, or delete it first"));
   }
@@ -92,9 +115,10 @@ absl::StatusOr<std::shared_ptr<Run>> RunManager::Create(const v1::CreateRunReque
 absl::StatusOr<std::shared_ptr<Run>> RunManager::Find(absl::string_view name) const {
   HFOPT_ASSIGN_OR_RETURN(const std::string id, RunIdFromName(name));
   absl::MutexLock lock(&mu_);
+  if (const auto known = unrecovered_.find(id); known != unrecovered_.end()) return known->second;
   const auto run = runs_.find(id);
   if (run == runs_.end()) {
-    return absl::NotFoundError(absl::StrCat("there is no run ", name, "; ListRuns names those there are"));
+    return absl::NotFoundError(absl::StrCat("there is no run ", name, "; ListRuns (`hfopt run list`) names those there are"));
   }
   return run->second;
 }
@@ -107,6 +131,15 @@ std::vector<std::shared_ptr<Run>> RunManager::List(const std::string& after_id, 
 }
 
 absl::Status RunManager::Delete(absl::string_view name) {
+  HFOPT_ASSIGN_OR_RETURN(const std::string id, RunIdFromName(name));
+  {
+    absl::MutexLock lock(&mu_);
+    if (unrecovered_.contains(id)) {
+      HFOPT_RETURN_IF_ERROR(environment_.store->DeleteRun(id));
+      unrecovered_.erase(id);
+      return absl::OkStatus();
+    }
+  }
   HFOPT_ASSIGN_OR_RETURN(const std::shared_ptr<Run> run, Find(name));
   const v1::Run snapshot = run->Snapshot();
   if (snapshot.state() == v1::RUN_STATE_RUNNING || snapshot.state() == v1::RUN_STATE_WAITING_FOR_WORKERS) {

@@ -18,13 +18,14 @@ namespace hfopt::server {
 // The runs of a server. Thread-safe.
 class RunManager {
  public:
-  // Recovers the stored runs; those that were running go on. One that cannot be recovered is reported to the log and left alone.
+  // Recovers the stored runs; those that were running go on. One that cannot be recovered is left alone: it keeps its id, and calls that
+  // name it are told why.
   static absl::StatusOr<std::unique_ptr<RunManager>> Open(RunEnvironment environment);
 
   absl::StatusOr<std::shared_ptr<Run>> Create(const v1::CreateRunRequest& request);
-  // `name` is "runs/{id}". NOT_FOUND.
+  // `name` is "runs/{id}". NOT_FOUND; FAILED_PRECONDITION, with the reason, when it could not be recovered.
   absl::StatusOr<std::shared_ptr<Run>> Find(absl::string_view name) const;
-  // In the order of their names, those after `after_id`; at most `limit`.
+  // Of those that could be recovered. In the order of their names, those after `after_id`; at most `limit`.
   std::vector<std::shared_ptr<Run>> List(const std::string& after_id, size_t limit) const;
   absl::Status Delete(absl::string_view name);
 
@@ -39,6 +40,7 @@ class RunManager {
   const RunEnvironment environment_;
   mutable absl::Mutex mu_;
   std::map<std::string, std::shared_ptr<Run>> runs_ ABSL_GUARDED_BY(mu_);
+  std::map<std::string, absl::Status> unrecovered_ ABSL_GUARDED_BY(mu_);  // what to say of them
 };
 
 }  // namespace hfopt::server

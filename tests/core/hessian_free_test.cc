@@ -72,6 +72,7 @@ void ExpectSameState(const OptimizerState<Scalar>& a, const OptimizerState<Scala
   ExpectSamePairs(a.pairs, b.pairs);
   EXPECT_TRUE(same(a.held_out_loss, b.held_out_loss));
   EXPECT_EQ(a.held_out_examples, b.held_out_examples);
+  EXPECT_EQ(a.held_out_metrics, b.held_out_metrics);
   EXPECT_EQ(a.gradient_norm, b.gradient_norm);
   EXPECT_EQ(a.gradient_examples, b.gradient_examples);
   EXPECT_EQ(a.next_gradient_size, b.next_gradient_size);
@@ -428,6 +429,52 @@ TEST(HessianFree, TargetReachedOnAPartIsCheckedOnAllHeldOutData) {
   for (const Call& call : objective.calls) EXPECT_LT(call.sample.size(), 600) << "not without need";
 }
 
+TEST(HessianFree, AStepThatReachesTheTargetOnAPartAndOverflowsElsewhereIsRejected) {
+  LeastSquaresObjective<double> model = CurvedProblem(600);
+  for (const double bad : {kNaN, std::numeric_limits<double>::infinity(), -std::numeric_limits<double>::infinity()}) {
+    ScriptedObjective<double> objective(model);
+    objective.on_losses = [&](absl::Span<const Trial<double>>, std::vector<LossAnswer>& answers) {
+      if (objective.calls.back().sample.size() == 600) answers[0].loss = bad;
+    };
+    OptimizerOptions options = OptimizerOptions::Accelerated();
+    options.samples = {
+        .initial_gradient_examples = 100, .growth_factor = 1, .curvature_fraction = 1, .held_out_fraction = 0.2};
+    options.stop.target_loss = 100;  // any loss will do
+    const OptimizerState<double> start = Start<double>(objective, options);
+    const auto next = Iterate<double>(start, objective, options);
+    ASSERT_TRUE(next.ok()) << next.status();
+    ASSERT_EQ(objective.calls.back().sample.size(), 600);
+    EXPECT_FALSE(next->report.accepted);
+    EXPECT_EQ(next->report.step_length, 0);
+    EXPECT_EQ(next->state.theta, start.theta);
+    EXPECT_EQ(next->state.warm_start.size(), 0);
+    EXPECT_EQ(next->state.consecutive_rejections, 1);
+    EXPECT_GT(next->state.damping, start.damping);
+    EXPECT_TRUE(std::isfinite(next->state.held_out_loss));
+    EXPECT_LT(next->state.held_out_examples, 600);
+    EXPECT_FALSE(CheckTermination(next->state, model.layout(), options.stop).has_value());
+  }
+}
+
+TEST(HessianFree, ALossThatOverflowsOnALargerPartNamesBothParts) {
+  LeastSquaresObjective<double> model = CurvedProblem(600);
+  ScriptedObjective<double> objective(model);
+  OptimizerOptions options = OptimizerOptions::Accelerated();
+  options.samples = {
+      .initial_gradient_examples = 100, .growth_factor = 2, .curvature_fraction = 1, .held_out_fraction = 0.5};
+  const OptimizerState<double> state = Advance<double>(objective, Start<double>(objective, options), options, 1);
+  objective.on_losses = [](absl::Span<const Trial<double>> trials, std::vector<LossAnswer>& answers) {
+    for (size_t i = 0; i < trials.size(); ++i) {
+      if (trials[i].direction == nullptr) answers[i].loss = kNaN;
+    }
+  };
+  const absl::Status status = Iterate<double>(state, objective, options).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(state.held_out_examples, 51) << "half of 100, in three shards of equal size";
+  EXPECT_THAT(std::string(status.message()), HasSubstr("is nan on 102 of 600 held-out examples; it was "));
+  EXPECT_THAT(std::string(status.message()), HasSubstr(" on the 51 of the iteration before"));
+}
+
 // ---- State ----
 
 TEST(HessianFree, AnErrorAtAnyCallLeavesTheStateUnchanged) {
@@ -507,6 +554,20 @@ TEST(HessianFree, WarmStartIsTheLastIterateNotTheChosen) {
 
   options.conjugate_gradient.warm_start_decay = 0;
   EXPECT_EQ(Iterate<double>(Start<double>(objective, options), objective, options)->state.warm_start.size(), 0);
+}
+
+TEST(HessianFree, ARejectedIterationReportsTheMetricsOfTheThetaItKeeps) {
+  LeastSquaresObjective<double> model = CurvedProblem();
+  ScriptedObjective<double> objective(model);
+  const OptimizerOptions options = WithAllCurvature(OptimizerOptions::Published());
+  const OptimizerState<double> state = Advance<double>(objective, Start<double>(objective, options), options, 1);
+  objective.on_losses = [](absl::Span<const Trial<double>> trials, std::vector<LossAnswer>& answers) {
+    for (size_t i = 0; i < trials.size(); ++i) answers[i].loss += 1e3;
+  };
+  const auto rejected = Iterate<double>(state, objective, options);
+  ASSERT_TRUE(rejected.ok()) << rejected.status();
+  ASSERT_FALSE(rejected->report.accepted);
+  EXPECT_EQ(rejected->report.metrics.at("half_square"), state.held_out_loss);
 }
 
 TEST(HessianFree, ReportsWhatHappened) {

@@ -1,7 +1,9 @@
 // Workers without manners, beside one that has some: the run ends with the bits of an undisturbed one.
 
+#include <algorithm>
 #include <memory>
 #include <string>
+#include <thread>
 
 #include "client/models/model_factory.h"
 #include "gmock/gmock.h"
@@ -34,10 +36,12 @@ v1::OptimizerOptions ShortRun() {
 
 class MockWorkerTest : public ::testing::Test {
  protected:
-  MockWorkerTest() : client_(server_.Client()) {
+  // The mock renews its lease by answering alone, and a checkpoint may take long on a slow disk: a lease that does not end within a test,
+  // unless the test is about its end.
+  explicit MockWorkerTest(double lease_seconds = 3600) : client_(server_.Client()) {
     v1::RunOptions options;
     options.set_shards(kShards);
-    options.set_lease_seconds(0.3);
+    options.set_lease_seconds(lease_seconds);
     *options.mutable_optimizer() = ShortRun();
     EXPECT_TRUE(client_.Create("r", options).ok());
     EXPECT_TRUE(client_.Start("r").ok());
@@ -54,6 +58,16 @@ class MockWorkerTest : public ::testing::Test {
   }
   std::unique_ptr<WorkerThread<float>> GoodWorker() {
     return std::make_unique<WorkerThread<float>>(MakeDigits(), server_.address(), "r", "good");
+  }
+  void AwaitWorker(const std::string& worker_id) {
+    client::RunClient client = server_.Client();
+    const auto is_there = [&](const v1::WorkerStatus& worker) { return worker.worker_id() == worker_id; };
+    while (true) {
+      const auto run = client.Get("r");
+      ASSERT_TRUE(run.ok()) << run.status();
+      if (std::any_of(run->workers().begin(), run->workers().end(), is_there)) return;
+      std::this_thread::yield();
+    }
   }
   v1::Run AwaitEnd() {
     auto run = client_.Watch("r", 0, [](const v1::WatchRunResponse&) { return true; });
@@ -75,26 +89,33 @@ class MockWorkerTest : public ::testing::Test {
   client::RunClient client_;
 };
 
+// Workers of which nothing is heard any more: their shards move when the lease ends.
+class LostWorkerTest : public MockWorkerTest {
+ protected:
+  LostWorkerTest() : MockWorkerTest(0.3) {}
+};
+
 TEST_F(MockWorkerTest, AnswersEverythingTwice) {
   const auto mock = Mock([](int, auto&) { return Action::kAnswerTwice; });
   ExpectUndisturbedBits();
 }
 
-TEST_F(MockWorkerTest, FallsSilent) {
+TEST_F(LostWorkerTest, FallsSilent) {
   const auto mock = Mock([](int number, auto&) { return number < 5 ? Action::kAnswer : Action::kStaySilent; });
   const auto good = GoodWorker();
   ExpectUndisturbedBits();
 }
 
-TEST_F(MockWorkerTest, Dies) {
+TEST_F(LostWorkerTest, Dies) {
   const auto mock = Mock([](int number, auto&) { return number < 7 ? Action::kAnswer : Action::kDie; });
   const auto good = GoodWorker();
   ExpectUndisturbedBits();
 }
 
 TEST_F(MockWorkerTest, AnswersWithAnotherKind) {
-  const auto mock = Mock([](int number, auto& evaluated) {
+  const auto mock = Mock([this](int number, auto& evaluated) {
     if (number == 4) {
+      AwaitWorker("good");  // to be asked instead
       evaluated.answer.mutable_losses()->set_weight(1);
       evaluated.vectors.clear();
     }
@@ -155,14 +176,43 @@ TEST_F(MockWorkerTest, AModelFailureStopsTheRunAndIsNamed) {
 }
 
 TEST_F(MockWorkerTest, AWrongSizeIsRefusedWithBothValues) {
-  const auto good = GoodWorker();
-  while (client_.Get("r")->num_parameters() == 0) std::this_thread::yield();
+  v1::RunOptions endless;
+  endless.set_shards(kShards);
+  *endless.mutable_optimizer() = ShortRun();
+  endless.mutable_optimizer()->mutable_stop()->set_max_iterations(0);
+  endless.mutable_optimizer()->mutable_stop()->set_max_rejections(1'000'000'000);
+  ASSERT_TRUE(client_.Create("endless", endless).ok());
+  ASSERT_TRUE(client_.Start("endless").ok());
+  WorkerThread<float> good(MakeDigits(), server_.address(), "endless", "good");
+  while (client_.Get("endless")->num_parameters() == 0) std::this_thread::yield();
   v1::Hello hello = HelloOf("mock");
+  hello.set_run_id("endless");
   hello.set_num_parameters(7);
   MockWorker mock(MakeDigits(), server_.address(), hello, [](int, auto&) { return Action::kAnswer; });
   const absl::Status end = mock.AwaitEnd();
   EXPECT_EQ(end.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(end.message()), AllOf(HasSubstr("7"), HasSubstr("910")));
+}
+
+TEST_F(MockWorkerTest, AModelThatDoesNotFitIntoTheServerIsRefusedAndTheRunWaitsForAnother) {
+  v1::Hello hello = HelloOf("mock");
+  hello.set_num_parameters(uint64_t{1} << 40);
+  MockWorker mock(MakeDigits(), server_.address(), hello, [](int, auto&) { return Action::kAnswer; });
+  const absl::Status end = mock.AwaitEnd();
+  EXPECT_EQ(end.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(end.message()),
+              AllOf(HasSubstr("worker mock"), HasSubstr("1099511627776"), HasSubstr("allows 1000 MiB")));
+  const auto good = GoodWorker();
+  ExpectUndisturbedBits();
+}
+
+TEST_F(MockWorkerTest, AnUnknownProtocolIsRefusedWithBothVersions) {
+  v1::Hello hello = HelloOf("mock");
+  hello.set_protocol_version(99);
+  MockWorker mock(MakeDigits(), server_.address(), hello, [](int, auto&) { return Action::kAnswer; });
+  const absl::Status end = mock.AwaitEnd();
+  EXPECT_EQ(end.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(end.message()), AllOf(HasSubstr("is 99"), HasSubstr("speaks 1")));
 }
 
 TEST_F(MockWorkerTest, AnUnknownRunIsNotFound) {

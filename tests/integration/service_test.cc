@@ -1,5 +1,6 @@
 // The run service through real channels: states, refusals, paging, parameters, health and reflection.
 
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -8,6 +9,7 @@
 #include "grpcpp/generic/generic_stub.h"
 #include "gtest/gtest.h"
 #include "proto/wire/status.h"
+#include "server/run/file_run_store.h"
 #include "tests/support/test_server.h"
 
 namespace hfopt::testing {
@@ -19,10 +21,11 @@ using ::testing::HasSubstr;
 
 class ServiceTest : public ::testing::Test {
  protected:
-  std::unique_ptr<WorkerThread<float>> StartWorker(const std::string& run_id) {
+  std::unique_ptr<WorkerThread<float>> StartWorker(const std::string& run_id, const std::string& layers = "64-10",
+                                                   double l2 = 0, const std::string& worker_id = "w") {
     return std::make_unique<WorkerThread<float>>(
-        models::MakeModel<float>({.task = "digits", .data = HFOPT_DIGITS_DATA, .layers = "64-10"}).value(),
-        server_.address(), run_id, "w");
+        models::MakeModel<float>({.task = "digits", .data = HFOPT_DIGITS_DATA, .layers = layers, .l2 = l2}).value(),
+        server_.address(), run_id, worker_id);
   }
   v1::RunOptions Options(uint64_t iterations) {
     v1::RunOptions options;
@@ -31,10 +34,24 @@ class ServiceTest : public ::testing::Test {
     options.mutable_optimizer()->mutable_stop()->set_max_iterations(iterations);
     return options;
   }
+  // Of a run that is still at work when a test interferes, however slow the machine is.
+  v1::RunOptions Endless() {
+    v1::RunOptions options = Options(0);
+    options.mutable_optimizer()->mutable_stop()->set_max_rejections(1'000'000'000);
+    return options;
+  }
   v1::Run Watch(const std::string& run_id) {
     auto run = client_.Watch(run_id, 0, [](const v1::WatchRunResponse&) { return true; });
     EXPECT_TRUE(run.ok()) << run.status();
     return run.value_or(v1::Run());
+  }
+  // Blocks until the run has finished `iteration`, if it goes on for so long.
+  static void AwaitIteration(client::RunClient& client, const std::string& run_id, uint64_t iteration) {
+    client
+        .Watch(run_id, 0,
+               [&](const v1::WatchRunResponse& event) { return event.iteration().iteration() < iteration; })
+        .status()
+        .IgnoreError();
   }
   std::string Refusal(const absl::Status& status, absl::StatusCode code) {
     EXPECT_EQ(status.code(), code) << status;
@@ -44,6 +61,16 @@ class ServiceTest : public ::testing::Test {
   TestServer server_;
   client::RunClient client_ = server_.Client();
 };
+
+TEST(Server, ListensOnAUnixSocketUnderItsName) {
+  const TemporaryDirectory directory;
+  const std::string address = "unix:" + directory.path() + "/socket";
+  const auto server = server::Server::Start({.address = address, .state_directory = directory.path() + "/state"},
+                                            [](const std::string&) {});
+  ASSERT_TRUE(server.ok()) << server.status();
+  EXPECT_EQ((*server)->address(), address);
+  EXPECT_TRUE(client::RunClient(client::MakeChannel((*server)->address())).Create("a", {}).ok());
+}
 
 TEST_F(ServiceTest, CreateFillsInEveryOption) {
   const auto run = client_.Create("a", {});
@@ -59,7 +86,24 @@ TEST_F(ServiceTest, CreateFillsInEveryOption) {
 TEST_F(ServiceTest, CreateIsIdempotentByRequestId) {
   ASSERT_TRUE(client_.Create("a", {}, "once").ok());
   EXPECT_TRUE(client_.Create("a", {}, "once").ok());
+  v1::RunOptions other;
+  other.set_seed(7);
+  EXPECT_THAT(Refusal(client_.Create("a", other, "once").status(), absl::StatusCode::kAlreadyExists),
+              AllOf(HasSubstr("runs/a"), HasSubstr("seed: 7")));
   EXPECT_THAT(Refusal(client_.Create("a", {}, "twice").status(), absl::StatusCode::kAlreadyExists), HasSubstr("runs/a"));
+}
+
+TEST_F(ServiceTest, CreateIsIdempotentAlsoOnceTheServerHasChosen) {
+  v1::RunOptions options = Options(1);
+  options.set_shards(0);
+  ASSERT_TRUE(client_.Create("a", options, "once").ok());
+  ASSERT_TRUE(client_.Start("a").ok());
+  const auto worker = StartWorker("a");
+  EXPECT_EQ(Watch("a").options().shards(), 1u);
+  EXPECT_TRUE(client_.Create("a", options, "once").ok());
+  options.set_shards(2);
+  EXPECT_THAT(Refusal(client_.Create("a", options, "once").status(), absl::StatusCode::kAlreadyExists),
+              HasSubstr("shards: 1 -> 2"));
 }
 
 TEST_F(ServiceTest, RefusesAbsurdOptionsNamingFieldValueAndRange) {
@@ -85,7 +129,8 @@ TEST_F(ServiceTest, RefusesAbsurdOptionsNamingFieldValueAndRange) {
 }
 
 TEST_F(ServiceTest, RefusesWhatTheStateForbids) {
-  EXPECT_THAT(Refusal(client_.Get("nothing").status(), absl::StatusCode::kNotFound), HasSubstr("runs/nothing"));
+  EXPECT_THAT(Refusal(client_.Get("nothing").status(), absl::StatusCode::kNotFound),
+              AllOf(HasSubstr("runs/nothing"), HasSubstr("`hfopt run list`")));
   ASSERT_TRUE(client_.Create("a", Options(1)).ok());
   EXPECT_THAT(Refusal(client_.Pause("a").status(), absl::StatusCode::kFailedPrecondition), HasSubstr("CREATED"));
   EXPECT_THAT(Refusal(client_.Resume("a").status(), absl::StatusCode::kFailedPrecondition), HasSubstr("PAUSED"));
@@ -134,12 +179,10 @@ TEST_F(ServiceTest, SaysWhatItWaitsFor) {
 }
 
 TEST_F(ServiceTest, PausedRunsResumeAndSurviveARestart) {
-  ASSERT_TRUE(client_.Create("a", Options(12)).ok());
+  ASSERT_TRUE(client_.Create("a", Endless()).ok());
   ASSERT_TRUE(client_.Start("a").ok());
   const auto worker = StartWorker("a");
-  client_.Watch("a", 0, [&](const v1::WatchRunResponse& event) { return event.iteration().iteration() < 3; })
-      .status()
-      .IgnoreError();
+  AwaitIteration(client_, "a", 3);
   const auto paused = client_.Pause("a");
   ASSERT_TRUE(paused.ok()) << paused.status();
   EXPECT_EQ(paused->state(), v1::RUN_STATE_PAUSED);
@@ -152,9 +195,82 @@ TEST_F(ServiceTest, PausedRunsResumeAndSurviveARestart) {
   EXPECT_EQ(restarted->last_iteration().iteration(), at);
   ASSERT_TRUE(client.Resume("a").ok());
   const auto worker2 = StartWorker("a");  // the first one looks for the old port
-  const auto ended = client.Watch("a", 0, [](const v1::WatchRunResponse&) { return true; });
-  ASSERT_TRUE(ended.ok());
-  EXPECT_EQ(ended->last_iteration().iteration(), 12u);
+  AwaitIteration(client, "a", at + 2);
+  const auto ended = client.Cancel("a");
+  ASSERT_TRUE(ended.ok()) << ended.status();
+  EXPECT_GE(ended->last_iteration().iteration(), at + 2);
+}
+
+TEST_F(ServiceTest, ARunWhoseCheckpointsAreGoneDoesNotBeginAgainInSilence) {
+  ASSERT_TRUE(client_.Create("a", Endless()).ok());
+  ASSERT_TRUE(client_.Start("a").ok());
+  {
+    const auto worker = StartWorker("a");
+    AwaitIteration(client_, "a", 2);
+    ASSERT_TRUE(client_.Pause("a").ok());
+  }
+  const uint64_t last = client_.Get("a")->last_iteration().iteration();
+  const std::string directory = server_.state_directory() + "/runs/a";
+  server_.Stop();
+  std::filesystem::rename(directory, directory + "-elsewhere");
+  server_.Restart();
+  client::RunClient client = server_.Client();
+  ASSERT_TRUE(client.Resume("a").ok());
+  const auto worker = StartWorker("a");
+  const auto run = client.Watch("a", last, [](const v1::WatchRunResponse&) { return true; });
+  ASSERT_TRUE(run.ok()) << run.status();
+  EXPECT_EQ(run->state(), v1::RUN_STATE_FAILED);
+  EXPECT_THAT(run->state_detail(), AllOf(HasSubstr(directory), HasSubstr("iteration " + std::to_string(last)),
+                                         HasSubstr("put its checkpoints back")));
+
+  std::filesystem::rename(directory + "-elsewhere", directory);
+  ASSERT_TRUE(client.Resume("a").ok());
+  AwaitIteration(client, "a", last + 1);
+  EXPECT_EQ(client.Get("a")->state(), v1::RUN_STATE_RUNNING);
+  EXPECT_TRUE(client.Cancel("a").ok());
+}
+
+TEST_F(ServiceTest, TheWorkersPresentAtTheStartDecideTheShardsNotThoseThatLeftBefore) {
+  v1::RunOptions options = Options(1);
+  options.set_shards(0);
+  ASSERT_TRUE(client_.Create("a", options).ok());
+  const auto connected = [&] {
+    int count = 0;
+    const v1::Run run = client_.Get("a").value();
+    for (const v1::WorkerStatus& worker : run.workers()) count += worker.connected() ? 1 : 0;
+    return count;
+  };
+  {
+    const auto left = StartWorker("a", "64-10", 0, "left");
+    while (connected() != 1) std::this_thread::yield();
+  }
+  while (connected() != 0) std::this_thread::yield();
+  const auto worker = StartWorker("a");
+  while (connected() != 1) std::this_thread::yield();
+  ASSERT_TRUE(client_.Start("a").ok());
+  EXPECT_EQ(Watch("a").options().shards(), 1u);
+}
+
+TEST_F(ServiceTest, ARunThatCannotBeRecoveredKeepsItsIdUntilItIsDeleted) {
+  server_.Stop();
+  {
+    auto store = server::FileRunStore::Open(server_.state_directory());
+    ASSERT_TRUE(store.ok()) << store.status();
+    v1::Run run;
+    run.set_name("runs/a");
+    run.mutable_options()->mutable_optimizer()->mutable_samples()->set_growth_factor(-1);  // of a server with other rules
+    ASSERT_TRUE((*store)->PutRun(run, "once").ok());
+  }
+  server_.Restart();
+  client::RunClient client = server_.Client();
+  for (const absl::Status& refused :
+       {client.Create("a", {}, "once").status(), client.Get("a").status(), client.Start("a").status()}) {
+    EXPECT_THAT(Refusal(refused, absl::StatusCode::kFailedPrecondition),
+                AllOf(HasSubstr("runs/a cannot be recovered"), HasSubstr("samples.growth_factor is -1"),
+                      HasSubstr("delete the run")));
+  }
+  ASSERT_TRUE(client.Delete("a").ok());
+  EXPECT_TRUE(client.Create("a", {}).ok());
 }
 
 TEST_F(ServiceTest, StartsFromUploadedParameters) {
@@ -172,16 +288,67 @@ TEST_F(ServiceTest, StartsFromUploadedParameters) {
   EXPECT_EQ(client_.DownloadAt<float>("a", 77).status().code(), absl::StatusCode::kNotFound);
 }
 
-TEST_F(ServiceTest, UploadedParametersOfAnotherSizeFailTheRunWithBothSizes) {
+TEST_F(ServiceTest, AWrongFirstWorkerIsRefusedAndTheRunWaitsForARightOne) {
+  v1::RunOptions options = Options(1);
+  options.set_num_parameters(650);
+  ASSERT_TRUE(client_.Create("a", options).ok());
+  ASSERT_TRUE(client_.Start("a").ok());
+  EXPECT_THAT(Refusal(StartWorker("a", "64-12-10")->Join().status(), absl::StatusCode::kInvalidArgument),
+              AllOf(HasSubstr("num_parameters is 910"), HasSubstr("has 650")));
+  const auto worker = StartWorker("a");
+  EXPECT_EQ(Watch("a").state(), v1::RUN_STATE_ENDED);
+}
+
+TEST_F(ServiceTest, AnotherModelIsRefusedAlsoAfterARestart) {
+  ASSERT_TRUE(client_.Create("a", Endless()).ok());
+  ASSERT_TRUE(client_.Start("a").ok());
+  const auto worker = StartWorker("a");
+  AwaitIteration(client_, "a", 1);
+  server_.Restart();
+  client::RunClient client = server_.Client();
+  const auto restarted = client.Get("a");
+  ASSERT_TRUE(restarted.ok()) << restarted.status();
+  EXPECT_EQ(restarted->model().num_parameters(), 650u);
+  EXPECT_THAT(Refusal(StartWorker("a", "64-10", /*l2=*/0.5)->Join().status(), absl::StatusCode::kInvalidArgument),
+              AllOf(HasSubstr("model_signature"), HasSubstr("l2 0.5"), HasSubstr(restarted->model().signature())));
+  const auto same = StartWorker("a");
+  AwaitIteration(client, "a", restarted->last_iteration().iteration() + 1);
+  EXPECT_TRUE(client.Cancel("a").ok());
+}
+
+TEST_F(ServiceTest, WorkersThatDoNotFitUploadedParametersAreRefusedWithBothSizes) {
   ASSERT_TRUE(client_.Create("a", Options(1)).ok());
   ASSERT_TRUE(client_.UploadParameters<float>("a", Vector<float>::Zero(649)).ok());
   EXPECT_FALSE(client_.UploadParameters<float>("a", Vector<float>::Constant(650, NAN)).ok());
   EXPECT_FALSE(client_.UploadParameters<double>("a", Vector<double>::Zero(650)).ok());
-  ASSERT_TRUE(client_.Start("a").ok());
-  const auto worker = StartWorker("a");
-  const v1::Run run = Watch("a");
-  EXPECT_EQ(run.state(), v1::RUN_STATE_FAILED);
-  EXPECT_THAT(run.state_detail(), AllOf(HasSubstr("649"), HasSubstr("650")));
+  EXPECT_THAT(Refusal(StartWorker("a")->Join().status(), absl::StatusCode::kInvalidArgument),
+              AllOf(HasSubstr("649"), HasSubstr("650")));
+}
+
+TEST_F(ServiceTest, AHugeUploadIsRefusedAtItsHeaderAndLeavesTheServerWhole) {
+  ASSERT_TRUE(client_.Create("a", Options(1)).ok());
+  const auto stub = v1::RunService::NewStub(client::MakeChannel(server_.address()));
+  for (const uint64_t size : {uint64_t{1} << 33, ~uint64_t{0}}) {
+    grpc::ClientContext context;
+    v1::UploadParametersResponse response;
+    const auto stream = stub->UploadParameters(&context, &response);
+    v1::UploadParametersRequest request;
+    request.mutable_header()->set_name("runs/a");
+    request.mutable_header()->set_size(size);
+    request.mutable_header()->set_element_type(v1::ELEMENT_TYPE_FLOAT32);
+    stream->Write(request);
+    EXPECT_THAT(Refusal(wire::FromGrpc(stream->Finish()), absl::StatusCode::kResourceExhausted),
+                AllOf(HasSubstr("MiB"), HasSubstr("allows 1000 MiB"), HasSubstr("--memory-limit")));
+  }
+  server_.Stop();  // returns: no stream is left behind
+}
+
+TEST_F(ServiceTest, AWorkerWhoseModelDoesNotFitIsToldSoAndStops) {
+  v1::RunOptions options = Options(1);
+  options.set_shards(100'000);  // of whose answers each may have to wait for its turn
+  ASSERT_TRUE(client_.Create("a", options).ok());
+  EXPECT_THAT(Refusal(StartWorker("a", "64-40-10")->Join().status(), absl::StatusCode::kResourceExhausted),
+              AllOf(HasSubstr("worker w"), HasSubstr("3010"), HasSubstr("allows 1000 MiB")));
 }
 
 TEST_F(ServiceTest, ARunThatHasMoreShardsThanExamplesFailsWithTheNumbers) {

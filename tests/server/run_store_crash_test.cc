@@ -299,6 +299,18 @@ TEST_F(RunStoreCrash, AMissingPermissionIsReportedWithTheRemedy) {
               AllOf(HasSubstr(directory_.path() + "/other"), HasSubstr("use another state directory")));
 }
 
+TEST_F(RunStoreCrash, AFileInThePlaceOfTheStateDirectoryIsNamed) {
+  const std::string file = directory_.path() + "/afile";
+  WriteBytes(file, "of a person");
+  for (const std::string& directory : {file, file + "/x", file + "/x/y"}) {
+    const auto store = FileRunStore::Open(directory);
+    EXPECT_EQ(store.status().code(), absl::StatusCode::kFailedPrecondition) << store.status();
+    EXPECT_THAT(std::string(store.status().message()),
+                AllOf(HasSubstr(file + " is a file"), HasSubstr("use another directory")));
+  }
+  EXPECT_EQ(ReadBytes(file), "of a person");
+}
+
 TEST_F(RunStoreCrash, ADamagedCatalogueIsReportedWithTheRemedy) {
   Put("an4");
   store_.reset();
@@ -306,7 +318,31 @@ TEST_F(RunStoreCrash, ADamagedCatalogueIsReportedWithTheRemedy) {
   const auto store = FileRunStore::Open(directory_.path());
   EXPECT_EQ(store.status().code(), absl::StatusCode::kDataLoss);
   EXPECT_THAT(std::string(store.status().message()),
-              AllOf(HasSubstr(directory_.path() + "/hfopt.db"), HasSubstr("put back a copy")));
+              AllOf(HasSubstr(directory_.path() + "/hfopt.db"), HasSubstr("put back a copy"),
+                    HasSubstr("hfopt params upload ID runs/ID/best.safetensors")));
+}
+
+// What the message above says is to be done without a copy.
+TEST_F(RunStoreCrash, RunsOfALostCatalogueCanBeginAnewFromTheirCheckpoints) {
+  Put("an4");
+  ASSERT_TRUE(Save(3, {.best = true}).ok());
+  store_.reset();
+  std::filesystem::remove(directory_.path() + "/hfopt.db");
+  Reopen();
+  v1::Run run;
+  run.set_name("runs/an4");
+  const absl::Status refused = store_->PutRun(run, "");
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(refused.message()), AllOf(HasSubstr(RunPath()), HasSubstr("move the directory away"),
+                                                    HasSubstr("hfopt params upload")));
+  const std::string aside = directory_.path() + "/aside";
+  std::filesystem::rename(directory_.path() + "/runs", aside);
+  Reopen();
+  EXPECT_TRUE(store_->PutRun(run, "").ok());
+  // As hfopt params upload reads it.
+  const auto file = wire::ReadSafetensors(aside + "/an4/best.safetensors");
+  ASSERT_TRUE(file.ok()) << file.status();
+  EXPECT_TRUE(SameBits(file->Vector<float>("theta").value(), MakeState<float>(3).theta));
 }
 
 TEST_F(RunStoreCrash, ACatalogueOfALaterVersionIsRefused) {

@@ -1,11 +1,13 @@
 #include "server/server_options.h"
 
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
 namespace hfopt::server {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 TEST(ServerOptions, ListensOnLoopbackByDefault) {
@@ -27,6 +29,15 @@ TEST(ServerOptions, RefusesAPublicAddressUnlessInsecureIsTyped) {
 
 TEST(ServerOptions, NamesTheBadValue) {
   EXPECT_THAT(std::string(ServerOptions{.address = "here"}.Validate().message()), HasSubstr("\"here\""));
+  for (const char* port : {"99999", "65536", "-1", "", "http", "12x", "4294967297"}) {
+    const absl::Status refused = ServerOptions{.address = absl::StrCat("127.0.0.1:", port)}.Validate();
+    EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument) << port;
+    EXPECT_THAT(std::string(refused.message()),
+                AllOf(HasSubstr(absl::StrCat("\"", port, "\"")), HasSubstr("0 (chosen by the system) to 65535")));
+  }
+  for (const char* address : {"127.0.0.1:65535", "unix:/tmp/s:99999"}) {
+    EXPECT_TRUE(ServerOptions{.address = address}.Validate().ok()) << address;
+  }
   EXPECT_THAT(std::string(ServerOptions{.lease_seconds = 0}.Validate().message()), HasSubstr("--lease is 0"));
   EXPECT_THAT(std::string(ServerOptions{.keep_checkpoints = 0}.Validate().message()), HasSubstr("--keep-checkpoints"));
   EXPECT_THAT(std::string(ServerOptions{.memory_limit_mib = -1}.Validate().message()), HasSubstr("--memory-limit"));

@@ -73,6 +73,7 @@ OptimizerState<Scalar> MakeState(int64_t iteration, int64_t n = 5, int pairs = 2
   }
   state.held_out_loss = 1 + 1e-15;
   state.held_out_examples = 1;
+  state.held_out_metrics = {{"frame_errors", 0.1 / 7}, {"other", std::numeric_limits<double>::infinity()}};
   state.gradient_norm = 5e-324;
   state.gradient_examples = 2;
   state.next_gradient_size = 3;
@@ -98,7 +99,8 @@ bool SameBits(const OptimizerState<Scalar>& a, const OptimizerState<Scalar>& b) 
                  [](const auto& x, const auto& y) { return SameBits(x->p, y->p) && SameBits(x->Gp, y->Gp); });
   return same_pairs && SameBits(a.theta, b.theta) && SameBits(a.warm_start, b.warm_start) &&
          a.iteration == b.iteration && SameBits(a.damping, b.damping) && SameBits(a.held_out_loss, b.held_out_loss) &&
-         a.held_out_examples == b.held_out_examples && SameBits(a.gradient_norm, b.gradient_norm) &&
+         a.held_out_examples == b.held_out_examples && a.held_out_metrics == b.held_out_metrics &&
+         SameBits(a.gradient_norm, b.gradient_norm) &&
          a.gradient_examples == b.gradient_examples && a.next_gradient_size == b.next_gradient_size &&
          a.gradient_cursor == b.gradient_cursor && a.curvature_cursor == b.curvature_cursor &&
          a.consecutive_rejections == b.consecutive_rejections && a.stalled_iterations == b.stalled_iterations &&

@@ -119,7 +119,7 @@ TEST_F(WorkerPoolTest, RefusesWhatDoesNotFitNamingBothValues) {
     return pool_.Join(hello, MakeLink());
   };
   EXPECT_THAT(std::string(refusal([](auto& h) { h.set_num_parameters(4); }).message()),
-              AllOf(HasSubstr("worker b"), HasSubstr("num_parameters is 4"), HasSubstr("have 3")));
+              AllOf(HasSubstr("worker b"), HasSubstr("num_parameters is 4"), HasSubstr("has 3")));
   EXPECT_THAT(std::string(refusal([](auto& h) { h.set_training_examples(7); }).message()), HasSubstr("7"));
   EXPECT_THAT(std::string(refusal([](auto& h) { h.set_held_out_examples(9); }).message()), HasSubstr("20"));
   EXPECT_THAT(std::string(refusal([](auto& h) { h.set_model_signature("other"); }).message()),
@@ -129,6 +129,62 @@ TEST_F(WorkerPoolTest, RefusesWhatDoesNotFitNamingBothValues) {
                 h.add_element_types(v1::ELEMENT_TYPE_FLOAT64);
               }).message()),
               HasSubstr("float32"));
+}
+
+TEST_F(WorkerPoolTest, RefusesWorkersOfAnotherModelThanTheRecordsBeforeAnyHasJoined) {
+  WorkerPool pool({.run_name = "runs/r", .model = {.num_parameters = 4}});
+  EXPECT_THAT(std::string(pool.Join(HelloOf("a"), MakeLink()).message()),
+              AllOf(HasSubstr("num_parameters is 3"), HasSubstr("has 4")));
+  v1::Hello hello = HelloOf("a");
+  hello.set_num_parameters(4);
+  EXPECT_EQ(pool.Join(hello, MakeLink()), absl::OkStatus());
+}
+
+TEST_F(WorkerPoolTest, ForgetsTheModelOfWorkersThatHaveLeftUnlessTheRecordKnowsIt) {
+  const auto other = [](const std::string& worker_id) {
+    v1::Hello hello = HelloOf(worker_id);
+    hello.set_num_parameters(4);
+    return hello;
+  };
+  const auto wrong = Join(HelloOf("a"));
+  pool_.OnDisconnected(wrong.get());
+  const auto right = Join(other("b"));
+  pool_.Expect(pool_.AwaitWorkers().value());
+  pool_.OnDisconnected(right.get());
+  EXPECT_THAT(std::string(pool_.Join(HelloOf("c"), MakeLink()).message()), HasSubstr("has 4"));
+  EXPECT_EQ(pool_.Join(other("d"), MakeLink()), absl::OkStatus());
+}
+
+TEST_F(WorkerPoolTest, SendsAwayWhoDoesNotFitWhatTheRecordHasLearnt) {
+  const auto a = Join(HelloOf("a"));
+  pool_.Expect({.num_parameters = 3});
+  EXPECT_FALSE(a->closed().has_value());
+  pool_.Expect({.num_parameters = 4});
+  ASSERT_TRUE(a->closed().has_value());
+  EXPECT_EQ(a->closed()->code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(a->closed()->message()), AllOf(HasSubstr("is 3"), HasSubstr("has 4")));
+}
+
+TEST_F(WorkerPoolTest, RefusesShardsThatAreNone) {
+  const auto early = Join(HelloOf("a", 1, {1, 2}));
+  const auto fits = Join(HelloOf("b", 1, {0, 1}));
+  pool_.SetShards(2);
+  ASSERT_TRUE(early->closed().has_value());
+  EXPECT_EQ(early->closed()->code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(early->closed()->message()), AllOf(HasSubstr("shard 2"), HasSubstr("2 shards: 0 to 1")));
+  EXPECT_FALSE(early->was_welcomed());
+  EXPECT_TRUE(fits->was_welcomed());
+  EXPECT_THAT(std::string(pool_.Join(HelloOf("c", 1, {7}), MakeLink()).message()), HasSubstr("worker c: has shard 7"));
+  EXPECT_TRUE(pool_.AwaitWorkers().ok()) << "those that fit serve both";
+}
+
+TEST_F(WorkerPoolTest, CountsOnlyWorkersThatAreThereAndStay) {
+  const auto gone = Join(HelloOf("a")), leaving = Join(HelloOf("b"));
+  const auto first = Join(HelloOf("c")), second = Join(HelloOf("d"));
+  pool_.OnDisconnected(gone.get());
+  pool_.OnDrain(leaving.get());
+  EXPECT_EQ(pool_.workers_present(), 2);
+  EXPECT_THAT(pool_.workers(), SizeIs(4));
 }
 
 TEST_F(WorkerPoolTest, RefusesAStaleIncarnationAndReplacesAnOlderOne) {

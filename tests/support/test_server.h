@@ -40,11 +40,15 @@ class TemporaryDirectory {
 // A server in this process on a port of the system's choice, which can be stopped and started again on the same state.
 class TestServer {
  public:
+  static constexpr int64_t kMemoryLimitMib = 1000;
+
   TestServer() { Restart(); }
 
   void Restart() {
     server_.reset();
-    auto server = server::Server::Start({.address = "127.0.0.1:0", .state_directory = directory_.path()},
+    auto server = server::Server::Start({.address = "127.0.0.1:0",
+                                         .state_directory = directory_.path(),
+                                         .memory_limit_mib = kMemoryLimitMib},
                                         [this](const std::string& line) {
                                           absl::MutexLock lock(&mu_);
                                           log_.push_back(line);
