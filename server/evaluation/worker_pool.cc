@@ -480,7 +480,8 @@ absl::StatusOr<ModelDescription> WorkerPool::AwaitWorkers() {
     DropLostWorkers();
     UpdateWaiting(DescribeUnserved(), since);
     if (!interrupted_.ok()) return interrupted_;
-    if (waiting_for_.empty()) return *model_;
+    // The listener was told without the lock: the last worker may have gone meanwhile.
+    if (waiting_for_.empty() && model_.has_value()) return *model_;
     WaitForChange();
   }
 }
