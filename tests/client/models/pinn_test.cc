@@ -248,12 +248,14 @@ TEST(Pinn, EachCellOfTheGridHasAPoint) {
 }
 
 TEST(Pinn, ValuesAreGivenOnTheBoundary) {
-  for (const PinnExample& e : (*Pinn<double>::Create({.problem = PinnProblem::kPoisson}))->examples()) {
+  const auto poisson = Pinn<double>::Create({.problem = PinnProblem::kPoisson});
+  for (const PinnExample& e : (*poisson)->examples()) {
     if (e.residual != PinnResidual::kValue) continue;
     EXPECT_EQ((e.x == 0) + (e.x == 1) + (e.y == 0) + (e.y == 1), 1);
     EXPECT_NEAR(e.right_side, 0, 1e-15);
   }
-  for (const PinnExample& e : (*Pinn<double>::Create({.problem = PinnProblem::kConvection}))->examples()) {
+  const auto convection = Pinn<double>::Create({.problem = PinnProblem::kConvection});
+  for (const PinnExample& e : (*convection)->examples()) {
     if (e.residual != PinnResidual::kValue) continue;
     EXPECT_EQ(e.y, 0);
     EXPECT_NEAR(e.right_side, std::sin(e.x), 1e-15);
@@ -263,7 +265,8 @@ TEST(Pinn, ValuesAreGivenOnTheBoundary) {
 TEST(Pinn, ExamplesAreAPureFunctionOfTheSeed) {
   const auto coordinates = [](uint64_t seed) {
     std::vector<double> x;
-    for (const PinnExample& e : (*Pinn<double>::Create({.data_seed = seed}))->examples()) x.push_back(e.x);
+    const auto model = Pinn<double>::Create({.data_seed = seed});
+    for (const PinnExample& e : (*model)->examples()) x.push_back(e.x);
     return x;
   };
   EXPECT_EQ(coordinates(3), coordinates(3));
