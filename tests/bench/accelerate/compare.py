@@ -36,12 +36,12 @@ def speedup(baseline, ours):
     return Speedup(target, there.seconds, there.passes, here.seconds if here else None, here.passes if here else None)
 
 
-def median(values):
-    """Of the values that are there; None when most are not, for a median over failures would flatter."""
+def median(values, failure=0):
+    """With `failure` in the place of None: 0 for speed-ups, infinity for times, so that failures never flatter. None when half failed."""
     known = [v for v in values if v is not None]
     if not values or 2 * len(known) <= len(values):
         return None
-    return statistics.median(known + [0] * (len(values) - len(known)))
+    return statistics.median(known + [failure] * (len(values) - len(known)))
 
 
 def spread(values):

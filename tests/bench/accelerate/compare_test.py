@@ -46,6 +46,7 @@ class Medians(unittest.TestCase):
     def test_failures_count_as_slowest(self):
         self.assertEqual(median([3, None, 5]), 3)
         self.assertEqual(median([2]), 2)
+        self.assertEqual(median([3, None, 5], failure=float("inf")), 5)
 
     def test_no_median_when_most_failed(self):
         self.assertIsNone(median([3, None, None]))

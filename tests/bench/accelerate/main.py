@@ -6,6 +6,7 @@ Speed-ups are ratios of wall time and of example-passes at equal held-out loss: 
 import argparse
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import platform
@@ -25,10 +26,12 @@ def number(value, digits=3):
 
 
 def ratio(values):
-    middle, span = compare.median(values), compare.spread(values)
+    middle, span, failed = compare.median(values), compare.spread(values), sum(v is None for v in values)
     if middle is None:
         return "not reached" if not span else f"not reached by most ({number(span[0])}..{number(span[1])})"
-    return f"{middle:.2f}x" if len(values) == 1 else f"{middle:.2f}x ({span[0]:.2f}..{span[1]:.2f})"
+    if len(values) == 1:
+        return f"{middle:.2f}x"
+    return f"{middle:.2f}x ({span[0]:.2f}..{span[1]:.2f}{f', {failed} not reached' if failed else ''})"
 
 
 class Bench:
@@ -200,7 +203,7 @@ def main():
             last[f"speedup_wall_{role}"] = compare.median([v.wall for v in values])
             last[f"speedup_passes_{role}"] = compare.median([v.work for v in values])
             rows.append([role + (f" ({tuned_name})" if role == "tuned" else ""), number(compare.median([v.target for v in values]), 5),
-                         number(compare.median([v.baseline_seconds for v in values])), number(compare.median([v.seconds for v in values])),
+                         number(compare.median([v.baseline_seconds for v in values])), number(compare.median([v.seconds for v in values], failure=math.inf)),
                          ratio([v.wall for v in values]), ratio([v.work for v in values])])
         last["wer_delta"] = word_error_delta(bench, results)
         tables.append({"title": f"Ours against the baselines at equal held-out loss, median of {len(bench.seeds)} seeds (spread)",
