@@ -37,6 +37,21 @@ auto LayerOf(Scalar* parameters, const std::vector<int64_t>& layers, int l) {
   return Layer<M, C>{{parameters, outputs, inputs}, {parameters + outputs * inputs, outputs}};
 }
 
+// The parameters of layers 1 .. L, each set by initialize(l, weights, biases) in double, in this order.
+template <typename Scalar, typename Initialize>
+client::Vector<Scalar> InitialLayers(const std::vector<int64_t>& layers, Initialize initialize) {
+  client::Vector<Scalar> theta(NumParameters(layers));
+  for (int l = 1; l < static_cast<int>(layers.size()); ++l) {
+    Eigen::MatrixXd weights(layers[l], layers[l - 1]);
+    Eigen::VectorXd biases(layers[l]);
+    initialize(l, weights, biases);
+    auto layer = LayerOf(theta.data(), layers, l);
+    layer.weights = weights.template cast<Scalar>();
+    layer.biases = biases.template cast<Scalar>();
+  }
+  return theta;
+}
+
 // INVALID_ARGUMENT naming the width that is not allowed.
 absl::Status CheckWidths(absl::string_view model, const std::vector<int64_t>& layers);
 

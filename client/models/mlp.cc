@@ -414,10 +414,7 @@ absl::StatusOr<std::unique_ptr<client::Linearization<Scalar>>> Mlp<Scalar>::Line
 template <typename Scalar>
 absl::StatusOr<client::Vector<Scalar>> Mlp<Scalar>::InitialParameters(uint64_t seed) {
   client::SplitMix64 generator(seed);
-  Vector theta(num_parameters());
-  for (int l = 1; l <= num_layers(); ++l) {
-    Eigen::MatrixXd weights(options_.layers[l], options_.layers[l - 1]);
-    Eigen::VectorXd biases(options_.layers[l]);
+  return InitialLayers<Scalar>(options_.layers, [&](int l, Eigen::MatrixXd& weights, Eigen::VectorXd& biases) {
     const bool is_tanh = l < num_layers() && options_.activations[l - 1] == Activation::kTanh;
     switch (options_.initialization) {
       case Initialization::kSparse:
@@ -427,11 +424,7 @@ absl::StatusOr<client::Vector<Scalar>> Mlp<Scalar>::InitialParameters(uint64_t s
         InitializeGlorot(generator, weights, biases);
         break;
     }
-    auto layer = LayerOf(theta.data(), options_.layers, l);
-    layer.weights = weights.template cast<Scalar>();
-    layer.biases = biases.template cast<Scalar>();
-  }
-  return theta;
+  });
 }
 
 template <typename Scalar>

@@ -501,16 +501,9 @@ absl::StatusOr<std::unique_ptr<client::Linearization<Scalar>>> Pinn<Scalar>::Lin
 template <typename Scalar>
 absl::StatusOr<client::Vector<Scalar>> Pinn<Scalar>::InitialParameters(uint64_t seed) {
   client::SplitMix64 generator(seed);
-  Vector theta(num_parameters());
-  for (int l = 1; l <= num_layers(); ++l) {
-    Eigen::MatrixXd weights(options_.layers[l], options_.layers[l - 1]);
-    Eigen::VectorXd biases(options_.layers[l]);
+  return InitialLayers<Scalar>(options_.layers, [&](int, Eigen::MatrixXd& weights, Eigen::VectorXd& biases) {
     InitializeGlorot(generator, weights, biases);
-    auto layer = LayerOf(theta.data(), options_.layers, l);
-    layer.weights = weights.template cast<Scalar>();
-    layer.biases = biases.template cast<Scalar>();
-  }
-  return theta;
+  });
 }
 
 template <typename Scalar>

@@ -222,9 +222,7 @@ absl::Status WorkerPool::Join(const v1::Hello& hello, std::shared_ptr<WorkerLink
   if (!model_.has_value()) model_ = Describe(hello, expected_);
   Worker& worker = workers_[hello.worker_id()];
   if (worker.link != nullptr) {
-    worker.past_bytes_sent += worker.link->bytes_sent();
-    worker.past_bytes_received += worker.link->bytes_received();
-    worker.link->Close(absl::FailedPreconditionError(
+    Detach(worker)->Close(absl::FailedPreconditionError(
         absl::StrCat("replaced by a newer session of worker ", hello.worker_id())));
   }
   worker.hello = hello;

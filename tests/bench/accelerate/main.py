@@ -1,7 +1,7 @@
 """Does the acceleration hold? Trains a task by the published method, by a tuned baseline and by ours, through the real service.
 
 Speed-ups are ratios of wall time and of example-passes at equal held-out loss: the loss at which the baseline has converged (less than
-0.1 % better over three iterations, or its last iteration)."""
+0.1 % better over three accepted steps, or its last iteration)."""
 
 import argparse
 import dataclasses
@@ -106,7 +106,6 @@ class Bench:
         return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
     def run_rivals(self):
-        self.prefix = self.one_core
         one = dataclasses.replace(self.task, deterministic=True)  # one worker
         done = [self.service.train("ours, one core", one, self.task.preset, (), self.seeds[0], data=self.arguments.data,
                                    prefix=self.one_core, seconds=self.task.rival_seconds)]
