@@ -49,7 +49,7 @@ absl::Status CheckAnswer(const GradientAnswer<Scalar>& answer, int64_t n, const 
                                                       "; start from parameters at which the model is finite"));
   }
   for (const Vector<Scalar>* v : {&answer.gradient, &answer.second_moment}) {
-    if (const int64_t i = FirstNonFinite(*v); i >= 0) {
+    if (const int64_t i = FirstNonFinite<Scalar>(*v); i >= 0) {
       return absl::InternalError(absl::StrCat(v == &answer.gradient ? "gradient" : "second moment", " is ", (*v)[i],
                                               " at index ", i, " of ", v->size()));
     }

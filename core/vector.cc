@@ -53,7 +53,7 @@ void Xpay(const Vector<Scalar>& x, double a, Vector<Scalar>& y) {
 }
 
 template <typename Scalar>
-int64_t FirstNonFinite(const Vector<Scalar>& a) {
+int64_t FirstNonFinite(const Eigen::Ref<const Vector<Scalar>>& a) {
   // A sum of products with zero is NaN exactly when some element is not finite: one vectorised pass for the usual answer.
   if (a.size() == 0 || std::isfinite((a.array() * Scalar{0}).sum())) return -1;
   for (int64_t i = 0; i < a.size(); ++i) {
@@ -87,7 +87,7 @@ CgStepSums CgStep(double a, double damping, const Vector<Scalar>& p, const Vecto
   template double Norm<Scalar>(const Vector<Scalar>&);                                                               \
   template void Axpy<Scalar>(double, const Vector<Scalar>&, Vector<Scalar>&);                                        \
   template void Xpay<Scalar>(const Vector<Scalar>&, double, Vector<Scalar>&);                                        \
-  template int64_t FirstNonFinite<Scalar>(const Vector<Scalar>&);                                                    \
+  template int64_t FirstNonFinite<Scalar>(const Eigen::Ref<const Vector<Scalar>>&);                                  \
   template CgStepSums CgStep<Scalar>(double, double, const Vector<Scalar>&, const Vector<Scalar>&,                   \
                                      const Vector<Scalar>&, Vector<Scalar>&, Vector<Scalar>&);
 HFOPT_INSTANTIATE(float)

@@ -30,7 +30,7 @@ void Xpay(const Vector<Scalar>& x, double a, Vector<Scalar>& y);
 
 // Index of the first NaN or infinity in a; -1 when there is none.
 template <typename Scalar>
-int64_t FirstNonFinite(const Vector<Scalar>& a);
+int64_t FirstNonFinite(const Eigen::Ref<const Vector<Scalar>>& a);
 
 // One step of CG in one pass over memory: x += a p, r -= a (Gp + damping p).
 struct CgStepSums {

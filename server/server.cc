@@ -30,7 +30,11 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
                                                           .default_keep_checkpoints = options.keep_checkpoints,
                                                           .memory_limit_bytes = options.memory_limit_bytes(),
                                                           .log = std::move(log)}));
-  server->evaluation_service_ = std::make_unique<EvaluationService>(*server->runs_);
+  server->evaluation_service_ = std::make_unique<EvaluationService>(
+      [runs = server->runs_.get()](const v1::Hello& hello) -> absl::StatusOr<std::shared_ptr<WorkerPool>> {
+        HFOPT_ASSIGN_OR_RETURN(const std::shared_ptr<Run> run, runs->Find(absl::StrCat("runs/", hello.run_id().c_str())));
+        return run->pool();
+      });
   server->run_service_ = std::make_unique<RunService>(*server->runs_);
 
   static const bool plugins_once = [] {

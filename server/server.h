@@ -7,7 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "grpcpp/server.h"
-#include "server/rpc/evaluation_service.h"
+#include "server/evaluation/evaluation_service.h"
 #include "server/rpc/run_service.h"
 #include "server/run/run_manager.h"
 #include "server/run/run_store.h"

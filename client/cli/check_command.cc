@@ -23,7 +23,7 @@
 #include "nlohmann/json.hpp"
 #include "server/evaluation/remote_objective.h"
 #include "server/evaluation/worker_pool.h"
-#include "server/evaluation/worker_session.h"
+#include "server/evaluation/evaluation_service.h"
 
 namespace hfopt::cli {
 namespace {
@@ -41,25 +41,6 @@ struct CheckFlags {
   v1::ElementType proto_type() const {
     return element_type == "float64" ? v1::ELEMENT_TYPE_FLOAT64 : v1::ELEMENT_TYPE_FLOAT32;
   }
-};
-
-// Accepts workers of one run.
-class SessionService final : public v1::EvaluationService::CallbackService {
- public:
-  SessionService(std::string run_id, std::shared_ptr<server::WorkerPool> pool)
-      : run_id_(std::move(run_id)), pool_(std::move(pool)) {}
-
-  grpc::ServerBidiReactor<v1::SessionRequest, v1::SessionResponse>* Session(grpc::CallbackServerContext*) override {
-    return server::WorkerSession::Start(
-        [this](const v1::Hello& hello) -> absl::StatusOr<std::shared_ptr<server::WorkerPool>> {
-          if (hello.run_id() == run_id_) return pool_;
-          return absl::NotFoundError(absl::StrCat("run ", hello.run_id(), " is not checked here; join run ", run_id_));
-        });
-  }
-
- private:
-  const std::string run_id_;
-  const std::shared_ptr<server::WorkerPool> pool_;
 };
 
 // Workers ask for their run's options before they join it.
@@ -134,7 +115,12 @@ absl::Status Check(const CheckFlags& flags, const Context& context) {
       server::WorkerPool::Options{.run_name = absl::StrCat("runs/", flags.run_id), .element_type = flags.proto_type()});
   const std::stop_callback interrupt(signals.token(), [&pool] { pool->Interrupt(absl::CancelledError("")); });
 
-  SessionService sessions(flags.run_id, pool);
+  server::EvaluationService sessions(
+      [&](const v1::Hello& hello) -> absl::StatusOr<std::shared_ptr<server::WorkerPool>> {
+        if (hello.run_id() == flags.run_id) return pool;
+        return absl::NotFoundError(
+            absl::StrCat("run ", hello.run_id(), " is not checked here; join run ", flags.run_id));
+      });
   RunDescription description(flags);
   grpc::ServerBuilder builder;
   int port = 0;

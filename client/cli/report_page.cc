@@ -32,8 +32,8 @@ Json PhaseRow(const v1::Run& run) {
     return seconds.total() > 0 ? absl::StrFormat("%s (%s)", FormatSeconds(phase), FormatPercent(phase / seconds.total()))
                                : "";
   };
-  return {IdOf(run), cell(seconds.client_compute()), cell(seconds.transport()), cell(seconds.server_arithmetic()),
-          cell(seconds.waiting()), FormatSeconds(seconds.total())};
+  return {IdOf(run), cell(seconds.client_compute()), cell(seconds.transport()), cell(seconds.reduction()),
+          cell(seconds.server_arithmetic()), cell(seconds.waiting()), FormatSeconds(seconds.total())};
 }
 
 }  // namespace
@@ -45,7 +45,7 @@ std::string ReportPage(const std::vector<RunHistory>& histories) {
                  "synchronisations", "time"}},
                {"rows", Json::array()}};
   Json phases = {{"title", "Time by phase"},
-                 {"columns", {"run", "client compute", "transport", "server arithmetic", "waiting", "total"}},
+                 {"columns", {"run", "client compute", "transport", "reduction", "server arithmetic", "waiting", "total"}},
                  {"rows", Json::array()}};
   Json series = Json::array();
   std::vector<std::string> names;

@@ -65,12 +65,13 @@ std::string DescribeWorkers(const v1::Run& run) {
                {"answers", Align::kRight},
                {"compute", Align::kRight},
                {"sent to it", Align::kRight},
-               {"received", Align::kRight}});
+               {"received", Align::kRight},
+               {"vectors through"}});
   for (const v1::WorkerStatus& worker : run.workers()) {
     table.AddRow({absl::StrCat("  ", worker.worker_id()), worker.connected() ? "yes" : "no",
                   worker.shards().empty() ? "-" : absl::StrJoin(worker.shards(), ","), FormatCount(worker.answers()),
                   FormatSeconds(worker.compute_seconds()), FormatBytes(worker.bytes_sent()),
-                  FormatBytes(worker.bytes_received())});
+                  FormatBytes(worker.bytes_received()), worker.shared_memory() ? "shared memory" : "gRPC"});
   }
   return table.ToString();
 }
@@ -94,6 +95,7 @@ std::string DescribeSeconds(const v1::PhaseSeconds& seconds) {
   };
   add("client compute", seconds.client_compute());
   add("transport", seconds.transport());
+  add("reduction", seconds.reduction());
   add("server arithmetic", seconds.server_arithmetic());
   add("waiting for workers", seconds.waiting());
   add("total", seconds.total());

@@ -64,8 +64,13 @@ std::set<std::string> VectorNames(const v1::EvaluationRequest& request) {
 }
 
 template <typename Scalar>
-Evaluator<Scalar>::Evaluator(Model<Scalar>& model, std::set<uint32_t> shards, size_t max_linearizations)
-    : model_(model), shards_(std::move(shards)), max_linearizations_(std::max<size_t>(1, max_linearizations)) {}
+Evaluator<Scalar>::Evaluator(Model<Scalar>& model, std::set<uint32_t> shards, size_t max_linearizations,
+                             NewVector new_vector)
+    : model_(model),
+      shards_(std::move(shards)),
+      max_linearizations_(std::max<size_t>(1, max_linearizations)),
+      buffers_(model.num_parameters() * sizeof(Scalar)),
+      new_vector_(new_vector ? std::move(new_vector) : [this] { return buffers_.GetVector<Scalar>(); }) {}
 
 template <typename Scalar>
 Evaluated<Scalar> Evaluator<Scalar>::Evaluate(const Evaluation<Scalar>& evaluation) {
@@ -115,7 +120,7 @@ absl::Status Evaluator<Scalar>::AnswerLosses(const Evaluation<Scalar>& evaluatio
   v1::LossesAnswer& answer = *result.answer.mutable_losses();
   std::map<std::string, std::vector<double>> metrics;  // each as long as the list of points
   for (int i = 0; i < request.points_size(); ++i) {
-    const absl::StatusOr<LossSum> loss = model_.Loss(*PointOf(request.points(i), evaluation), examples);
+    const absl::StatusOr<LossSum> loss = model_.Loss(PointOf(request.points(i), evaluation).map(), examples);
     if (!loss.ok()) return loss.status();
     if (i > 0 && loss->weight != answer.weight()) {
       return absl::InternalError(absl::StrCat("the model's weight changed from ", answer.weight(), " to ", loss->weight,
@@ -142,30 +147,26 @@ absl::Status Evaluator<Scalar>::AnswerGradient(const Evaluation<Scalar>& evaluat
                                                Evaluated<Scalar>& result) {
   const v1::GradientRequest& request = evaluation.request.gradient();
   v1::GradientAnswer& answer = *result.answer.mutable_gradient();
-  const VectorPtr<Scalar> theta = PointOf(request.point(), evaluation);
+  const SharedVector<Scalar> theta = PointOf(request.point(), evaluation);
 
-  Vector<Scalar> gradient;
+  SharedVector<Scalar> gradient = new_vector_();
   std::vector<SubBatch> sub_batches;
   const absl::StatusOr<LossSum> loss =
-      GradientBySubBatches(model_, *theta, examples, request.sub_batches(), gradient, sub_batches);
+      GradientBySubBatches(model_, theta.map(), examples, request.sub_batches(), gradient.map(), sub_batches);
   if (!loss.ok()) return loss.status();
-  const absl::StatusOr<uint64_t> transfer = Attach("gradient", std::move(gradient), result);
-  if (!transfer.ok()) return transfer.status();
 
   answer.set_loss_sum(loss->loss);
   answer.set_weight(loss->weight);
-  answer.set_gradient_transfer(*transfer);
+  answer.set_gradient_transfer(Attach(std::move(gradient), result));
   for (const SubBatch& s : sub_batches) {
     v1::SubBatch& sub_batch = *answer.add_sub_batches();
     sub_batch.set_squared_norm(s.squared_norm);
     sub_batch.set_weight(s.weight);
   }
   if (request.second_moment()) {
-    Vector<Scalar> second_moment(model_.num_parameters());
-    if (auto s = model_.SecondMoment(*theta, examples, second_moment); !s.ok()) return s;
-    const absl::StatusOr<uint64_t> moment = Attach("second moment", std::move(second_moment), result);
-    if (!moment.ok()) return moment.status();
-    answer.set_second_moment_transfer(*moment);
+    SharedVector<Scalar> second_moment = new_vector_();
+    if (auto s = model_.SecondMoment(theta.map(), examples, second_moment.map()); !s.ok()) return s;
+    answer.set_second_moment_transfer(Attach(std::move(second_moment), result));
   }
   return absl::OkStatus();
 }
@@ -175,12 +176,10 @@ absl::Status Evaluator<Scalar>::AnswerProduct(const Evaluation<Scalar>& evaluati
                                               Evaluated<Scalar>& result) {
   const absl::StatusOr<Linearization<Scalar>*> linearization = LinearizationAt(evaluation, examples);
   if (!linearization.ok()) return linearization.status();
-  Vector<Scalar> product(model_.num_parameters());
-  const Vector<Scalar>& direction = *evaluation.vectors.at(evaluation.request.product().direction());
-  if (auto s = (*linearization)->GaussNewtonProduct(direction, product); !s.ok()) return s;
-  const absl::StatusOr<uint64_t> transfer = Attach("Gauss-Newton product", std::move(product), result);
-  if (!transfer.ok()) return transfer.status();
-  result.answer.mutable_product()->set_product_transfer(*transfer);
+  SharedVector<Scalar> product = new_vector_();
+  const SharedVector<Scalar>& direction = evaluation.vectors.at(evaluation.request.product().direction());
+  if (auto s = (*linearization)->GaussNewtonProduct(direction.map(), product.map()); !s.ok()) return s;
+  result.answer.mutable_product()->set_product_transfer(Attach(std::move(product), result));
   result.answer.mutable_product()->set_weight((*linearization)->weight());
   return absl::OkStatus();
 }
@@ -188,11 +187,16 @@ absl::Status Evaluator<Scalar>::AnswerProduct(const Evaluation<Scalar>& evaluati
 template <typename Scalar>
 absl::Status Evaluator<Scalar>::AnswerInitialParameters(const Evaluation<Scalar>& evaluation,
                                                         Evaluated<Scalar>& result) {
-  absl::StatusOr<Vector<Scalar>> theta = model_.InitialParameters(evaluation.request.initial_parameters().seed());
+  const absl::StatusOr<Vector<Scalar>> theta =
+      model_.InitialParameters(evaluation.request.initial_parameters().seed());
   if (!theta.ok()) return theta.status();
-  const absl::StatusOr<uint64_t> transfer = Attach("vector of initial parameters", *std::move(theta), result);
-  if (!transfer.ok()) return transfer.status();
-  result.answer.mutable_initial_parameters()->set_parameters_transfer(*transfer);
+  if (theta->size() != model_.num_parameters()) {
+    return absl::InternalError(absl::StrCat("the model's vector of initial parameters has ", theta->size(),
+                                            " elements, but the model has ", model_.num_parameters(), " parameters"));
+  }
+  SharedVector<Scalar> parameters = new_vector_();
+  parameters.map() = *theta;
+  result.answer.mutable_initial_parameters()->set_parameters_transfer(Attach(std::move(parameters), result));
   return absl::OkStatus();
 }
 
@@ -206,16 +210,15 @@ absl::StatusOr<Examples> Evaluator<Scalar>::ExamplesOfRequest(const v1::Evaluati
 }
 
 template <typename Scalar>
-VectorPtr<Scalar> Evaluator<Scalar>::PointOf(const v1::Point& point, const Evaluation<Scalar>& evaluation) {
-  const VectorPtr<Scalar>& base = evaluation.vectors.at(point.base());
+SharedVector<Scalar> Evaluator<Scalar>::PointOf(const v1::Point& point, const Evaluation<Scalar>& evaluation) {
+  const SharedVector<Scalar>& base = evaluation.vectors.at(point.base());
   if (point.terms().empty()) return base;
-  if (scratch_point_ == nullptr || scratch_point_.use_count() > 1) scratch_point_ = std::make_shared<Vector<Scalar>>();
-  Vector<Scalar>& theta = *scratch_point_;
-  theta = *base;
+  SharedVector<Scalar> theta = buffers_.GetVector<Scalar>();
+  theta.map() = base.map();
   for (const v1::Term& term : point.terms()) {
-    theta += static_cast<Scalar>(term.coefficient()) * *evaluation.vectors.at(term.vector());
+    theta.map() += static_cast<Scalar>(term.coefficient()) * evaluation.vectors.at(term.vector()).map();
   }
-  return scratch_point_;
+  return theta;
 }
 
 template <typename Scalar>
@@ -231,8 +234,8 @@ absl::StatusOr<Linearization<Scalar>*> Evaluator<Scalar>::LinearizationAt(const 
 
   // Make room first: the activations of two linearizations may not fit into memory.
   if (linearizations_.size() >= max_linearizations_) linearizations_.pop_back();
-  VectorPtr<Scalar> theta = PointOf(evaluation.request.product().point(), evaluation);
-  absl::StatusOr<std::unique_ptr<Linearization<Scalar>>> made = model_.Linearize(*theta, examples);
+  SharedVector<Scalar> theta = PointOf(evaluation.request.product().point(), evaluation);
+  absl::StatusOr<std::unique_ptr<Linearization<Scalar>>> made = model_.Linearize(theta.map(), examples);
   if (!made.ok()) return made.status();
   std::set<std::string> vectors;
   AddNames(evaluation.request.product().point(), vectors);
@@ -241,11 +244,7 @@ absl::StatusOr<Linearization<Scalar>*> Evaluator<Scalar>::LinearizationAt(const 
 }
 
 template <typename Scalar>
-absl::StatusOr<uint64_t> Evaluator<Scalar>::Attach(const char* what, Vector<Scalar> vector, Evaluated<Scalar>& result) {
-  if (vector.size() != model_.num_parameters()) {
-    return absl::InternalError(absl::StrCat("the model's ", what, " has ", vector.size(),
-                                            " elements, but the model has ", model_.num_parameters(), " parameters"));
-  }
+uint64_t Evaluator<Scalar>::Attach(SharedVector<Scalar> vector, Evaluated<Scalar>& result) {
   result.vectors.emplace_back(next_transfer_, std::move(vector));
   return next_transfer_++;
 }

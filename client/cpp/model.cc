@@ -18,7 +18,7 @@ Examples Examples::Part(int64_t begin, int64_t end) const {
 }
 
 template <typename Scalar>
-absl::Status Model<Scalar>::SecondMoment(const Vector<Scalar>&, const Examples&, Vector<Scalar>&) {
+absl::Status Model<Scalar>::SecondMoment(const ConstVectorRef<Scalar>&, const Examples&, VectorRef<Scalar>) {
   return absl::UnimplementedError("this model has no second moment; override Model::SecondMoment");
 }
 

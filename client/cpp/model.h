@@ -17,6 +17,13 @@ namespace hfopt::client {
 template <typename Scalar>
 using Vector = Eigen::Matrix<Scalar, Eigen::Dynamic, 1>;
 
+// A column to read and one to write, wherever they lie: a Vector is passed as it is; what came from the server is read where it was
+// received, and an answer is written where it is sent from. Their memory is the caller's, and valid during the call.
+template <typename Scalar>
+using ConstVectorRef = Eigen::Ref<const Vector<Scalar>>;
+template <typename Scalar>
+using VectorRef = Eigen::Ref<Vector<Scalar>>;
+
 enum class DataSet { kTraining, kHeldOut };
 
 // Examples begin .. end - 1 of a data set, in the model's own fixed, shuffled order.
@@ -54,7 +61,7 @@ class Linearization {
 
   // product = sum over the examples of J'HJ v, with J the Jacobian of the model's outputs and H the (positive semidefinite) Hessian
   // of the loss with respect to them. v and product have n elements; product is overwritten.
-  virtual absl::Status GaussNewtonProduct(const Vector<Scalar>& v, Vector<Scalar>& product) = 0;
+  virtual absl::Status GaussNewtonProduct(const ConstVectorRef<Scalar>& v, VectorRef<Scalar> product) = 0;
   virtual double weight() const = 0;
 };
 
@@ -72,20 +79,20 @@ class Model {
   // What the model is, for people and for the check that all workers of a run agree, for example "mlp 440-256-256-102".
   virtual std::string signature() const = 0;
 
-  virtual absl::StatusOr<LossSum> Loss(const Vector<Scalar>& theta, const Examples& examples) = 0;
+  virtual absl::StatusOr<LossSum> Loss(const ConstVectorRef<Scalar>& theta, const Examples& examples) = 0;
 
-  // gradient = sum of per-example gradients; resized to n by the caller, to be overwritten. Answers the loss as Loss does
-  // (metrics may be left out).
-  virtual absl::StatusOr<LossSum> Gradient(const Vector<Scalar>& theta, const Examples& examples,
-                                           Vector<Scalar>& gradient) = 0;
+  // gradient = sum of per-example gradients; n elements, to be overwritten. Answers the loss as Loss does (metrics may be left out).
+  virtual absl::StatusOr<LossSum> Gradient(const ConstVectorRef<Scalar>& theta, const Examples& examples,
+                                           VectorRef<Scalar> gradient) = 0;
 
-  virtual absl::StatusOr<std::unique_ptr<Linearization<Scalar>>> Linearize(const Vector<Scalar>& theta,
+  // The numbers of theta are valid until the linearization has gone.
+  virtual absl::StatusOr<std::unique_ptr<Linearization<Scalar>>> Linearize(const ConstVectorRef<Scalar>& theta,
                                                                            const Examples& examples) = 0;
 
   // Optional: second_moment = sum of squared per-example gradients, element-wise; n elements, to be overwritten.
   virtual bool has_second_moment() const { return false; }
-  virtual absl::Status SecondMoment(const Vector<Scalar>& theta, const Examples& examples,
-                                    Vector<Scalar>& second_moment);
+  virtual absl::Status SecondMoment(const ConstVectorRef<Scalar>& theta, const Examples& examples,
+                                    VectorRef<Scalar> second_moment);
 
   // Optional: starting values, a pure function of the seed.
   virtual bool has_initial_parameters() const { return false; }

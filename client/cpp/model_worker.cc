@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
+#include <cstring>
 #include <deque>
 #include <map>
 #include <mutex>
@@ -17,6 +18,8 @@
 #include "client/cpp/evaluator.h"
 #include "grpcpp/client_context.h"
 #include "hfopt/v1/evaluation_service.grpc.pb.h"
+#include "proto/wire/chunk_frame.h"
+#include "proto/wire/shared_segment.h"
 #include "proto/wire/status.h"
 #include "proto/wire/vector_codec.h"
 
@@ -24,9 +27,21 @@ namespace hfopt::client {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-using Stream = grpc::ClientReaderWriter<v1::SessionRequest, v1::SessionResponse>;
+using Stream = grpc::ClientReaderWriter<grpc::ByteBuffer, grpc::ByteBuffer>;
+
+// What the generated stub does for its own message types: EvaluationService.Session, with messages as proto/wire/chunk_frame makes them.
+// (GenericStub, which moves bytes too, has no blocking calls.)
+std::unique_ptr<Stream> OpenSession(grpc::Channel& channel, grpc::ClientContext& context) {
+  static const std::string method = absl::StrCat("/", v1::EvaluationService::service_full_name(), "/Session");
+  return std::unique_ptr<Stream>(grpc::internal::ClientReaderWriterFactory<grpc::ByteBuffer, grpc::ByteBuffer>::Create(
+      &channel, grpc::internal::RpcMethod(method.c_str(), grpc::internal::RpcMethod::BIDI_STREAMING), &context));
+}
 
 constexpr uint32_t kProtocolVersion = 1;
+
+absl::Status Unreadable() {
+  return absl::DataLossError("a message of the server's is no encoding of hfopt.v1.SessionResponse");
+}
 
 // How long the server may take to close a session that the worker has left.
 constexpr std::chrono::seconds kFarewell(5);
@@ -95,6 +110,8 @@ class ModelWorker<Scalar>::Impl {
     std::unique_ptr<Stream> stream;
     v1::Welcome welcome;
     std::map<uint64_t, wire::VectorAssembler<Scalar>> transfers;  // the reader's
+    std::shared_ptr<wire::SharedSegment> from_server;             // the reader's; null where not shared
+    std::shared_ptr<wire::SharedSegment> to_server;               // likewise; constant once the session is open
 
     // The writer's:
     Clock::duration renewal_interval;
@@ -117,9 +134,16 @@ class ModelWorker<Scalar>::Impl {
   SessionEnd Serve();
   v1::Hello MakeHello();
   absl::Status CheckWelcome(const v1::SessionResponse& response) const;
+  // Says how vectors go.
+  std::string ShareMemory(Session& session);
+  // Vectors in the session's shared memory are the server's to overwrite once the session has ended.
+  void ForgetSharedVectors(const Session& session);
+  absl::Status HandleFrame(grpc::ByteBuffer& frame, Session& session, SessionEnd& end);
   absl::Status Handle(v1::SessionResponse& response, Session& session, SessionEnd& end);
   absl::Status HandleHeader(const v1::VectorHeader& header, Session& session);
-  absl::Status HandleChunk(const v1::VectorChunk& chunk, Session& session);
+  // `copy` writes the chunk's bytes to where it is told.
+  absl::Status HandleChunk(uint64_t transfer, uint64_t offset, uint64_t size, absl::FunctionRef<void(char* to)> copy,
+                           Session& session);
   absl::Status HandleEvaluation(v1::EvaluationRequest& request);
   void HandleCancel(uint64_t request_id);
   void HandleRelease(const v1::Release& release);
@@ -139,12 +163,13 @@ class ModelWorker<Scalar>::Impl {
 
   Model<Scalar>& model_;
   ModelWorkerOptions options_;
+  std::optional<wire::BufferPool> buffers_;  // for what is received and answered; constant once Run has begun
   v1::Hello identity_;        // what Hello says of the model and the options; constant once Run has begun
-  v1::SessionRequest chunk_;  // the writer's; kept for its buffer
+  SharedVector<Scalar> NewVector();
 
   std::mutex mu_;
   std::condition_variable changed_;                    // anything below
-  std::map<std::string, VectorPtr<Scalar>> resident_;  // by name
+  std::map<std::string, SharedVector<Scalar>> resident_;  // by name
   std::vector<std::string> released_;                  // linearizations at these are to be dropped
   std::deque<Evaluation<Scalar>> queue_;               // not begun
   std::optional<uint64_t> running_;                    // id of the request that is computed
@@ -179,6 +204,9 @@ absl::StatusOr<Finished> ModelWorker<Scalar>::Impl::Run() {
   identity_.set_second_moment(model_.has_second_moment());
   identity_.set_sub_batches(true);
   identity_.set_initial_parameters(model_.has_initial_parameters());
+
+  if (options_.shared_memory) identity_.set_host(wire::HostName());
+  buffers_.emplace(model_.num_parameters() * sizeof(Scalar));
 
   std::thread reader([this] { Converse(); });
   std::thread writer([this] { SendAnswersAndRenewals(); });
@@ -254,40 +282,42 @@ typename ModelWorker<Scalar>::Impl::SessionEnd ModelWorker<Scalar>::Impl::Serve(
     if (stopping_) return {absl::CancelledError("stopped")};
     dialling_ = &session.context;
   }
-  const auto stub = v1::EvaluationService::NewStub(options_.channel);
-  session.stream = stub->Session(&session.context);
+  session.stream = OpenSession(*options_.channel, session.context);
   v1::SessionRequest request;
   *request.mutable_hello() = MakeHello();
-  session.stream->Write(request);  // a failure shows in the read
+  session.stream->Write(wire::Frame(request));  // a failure shows in the read
 
   SessionEnd end;
   absl::Status offence;
-  v1::SessionResponse response;
-  if (session.stream->Read(&response)) {
-    offence = CheckWelcome(response);
+  grpc::ByteBuffer frame;
+  if (session.stream->Read(&frame)) {
+    v1::SessionResponse response;
+    offence = wire::ParseFrame(frame, &response) ? CheckWelcome(response) : Unreadable();
     if (offence.ok()) {
       end.welcomed = true;
       session.welcome = response.welcome();
       session.renewal_interval =
           absl::ToChronoNanoseconds(absl::Seconds(std::clamp(session.welcome.lease_seconds(), 0.003, 3600.)) / 3);
+      const std::string vectors = ShareMemory(session);
       Log(absl::StrCat("run ", options_.run_id, ": in session as ", options_.worker_id, ", ", session.welcome.shards(),
-                       " shards"));
+                       " shards, ", vectors));
       const std::lock_guard<std::mutex> lock(mu_);
       session.last_write = Clock::now();
       session_ = &session;
       changed_.notify_all();
     }
-    while (offence.ok() && session.stream->Read(&response)) offence = Handle(response, session, end);
+    while (offence.ok() && session.stream->Read(&frame)) offence = HandleFrame(frame, session, end);
   }
   if (!offence.ok()) {
     session.context.TryCancel();
-    while (session.stream->Read(&response)) {
+    while (session.stream->Read(&frame)) {
     }
   }
 
   {
     std::unique_lock<std::mutex> lock(mu_);
     session_ = nullptr;
+    ForgetSharedVectors(session);
     changed_.notify_all();
     changed_.wait(lock, [this] { return !writing_; });
   }
@@ -327,12 +357,78 @@ absl::Status ModelWorker<Scalar>::Impl::CheckWelcome(const v1::SessionResponse& 
 }
 
 template <typename Scalar>
+std::string ModelWorker<Scalar>::Impl::ShareMemory(Session& session) {
+  using wire::SharedSegment;
+  if (!session.welcome.has_shared_memory()) return "vectors through gRPC";
+  auto from_server =
+      SharedSegment::Attach(session.welcome.shared_memory().to_worker(), SharedSegment::Peer::kReads);
+  auto to_server = SharedSegment::Attach(session.welcome.shared_memory().to_server(), SharedSegment::Peer::kWrites);
+  for (const auto* segment : {&from_server, &to_server}) {
+    if (!segment->ok()) {
+      return absl::StrCat("vectors through gRPC, shared memory cannot be had: ", segment->status().message());
+    }
+    if (session.welcome.shared_memory().to_server().slot_bytes() != identity_.num_parameters() * sizeof(Scalar)) {
+      return "vectors through gRPC, the shared memory that was offered is of another size";
+    }
+  }
+  session.from_server = *std::move(from_server);
+  session.to_server = *std::move(to_server);
+  v1::SessionRequest attached;
+  attached.mutable_shared_memory_attached();
+  session.stream->Write(wire::Frame(attached));  // the session is not open to the writer yet
+  return "vectors through shared memory";
+}
+
+template <typename Scalar>
+void ModelWorker<Scalar>::Impl::ForgetSharedVectors(const Session& session) {
+  if (session.from_server == nullptr) return;
+  for (auto resident = resident_.begin(); resident != resident_.end();) {
+    if (session.from_server->SlotOf(resident->second.bytes()).has_value()) {
+      released_.push_back(resident->first);
+      resident = resident_.erase(resident);
+    } else {
+      ++resident;
+    }
+  }
+}
+
+template <typename Scalar>
+SharedVector<Scalar> ModelWorker<Scalar>::Impl::NewVector() {
+  std::shared_ptr<wire::SharedSegment> segment;
+  {
+    const std::lock_guard<std::mutex> lock(mu_);
+    if (session_ != nullptr) segment = session_->to_server;
+  }
+  if (segment != nullptr) {
+    if (std::shared_ptr<void> slot = segment->Acquire()) {
+      auto* const numbers = static_cast<Scalar*>(slot.get());
+      return {std::shared_ptr<Scalar>(std::move(slot), numbers), model_.num_parameters()};
+    }
+  }
+  return buffers_->GetVector<Scalar>();
+}
+
+template <typename Scalar>
+absl::Status ModelWorker<Scalar>::Impl::HandleFrame(grpc::ByteBuffer& frame, Session& session, SessionEnd& end) {
+  if (const std::optional<wire::ChunkFrame> chunk = wire::FindChunk(frame)) {
+    const auto copy = [&](char* to) { wire::CopyChunk(frame, *chunk, to); };
+    return HandleChunk(chunk->transfer, chunk->offset, chunk->size, copy, session);
+  }
+  v1::SessionResponse response;
+  if (!wire::ParseFrame(frame, &response)) return Unreadable();
+  return Handle(response, session, end);
+}
+
+template <typename Scalar>
 absl::Status ModelWorker<Scalar>::Impl::Handle(v1::SessionResponse& response, Session& session, SessionEnd& end) {
   switch (response.message_case()) {
     case v1::SessionResponse::kVectorHeader:
       return HandleHeader(response.vector_header(), session);
-    case v1::SessionResponse::kVectorChunk:
-      return HandleChunk(response.vector_chunk(), session);
+    case v1::SessionResponse::kVectorChunk: {
+      const v1::VectorChunk& chunk = response.vector_chunk();
+      const auto copy = [&](char* to) { std::memcpy(to, chunk.data().data(), chunk.data().size()); };
+      return HandleChunk(chunk.transfer(), chunk.offset(), chunk.data().size(), copy, session);
+    }
     case v1::SessionResponse::kEvaluation:
       return HandleEvaluation(*response.mutable_evaluation());
     case v1::SessionResponse::kCancel:
@@ -364,23 +460,40 @@ absl::Status ModelWorker<Scalar>::Impl::HandleHeader(const v1::VectorHeader& hea
   if (session.transfers.count(header.transfer()) > 0) {
     return absl::DataLossError(absl::StrCat("transfer ", header.transfer(), ": begun twice"));
   }
-  auto assembler = wire::VectorAssembler<Scalar>::Create(header, identity_.num_parameters());
+  if (header.has_slot()) {
+    if (session.from_server == nullptr) {
+      return absl::DataLossError(absl::StrCat("transfer ", header.transfer(), ": in memory that is not shared"));
+    }
+    const absl::Status fits = wire::CheckHeader<Scalar>(header, model_.num_parameters());
+    if (!fits.ok()) return absl::DataLossError(fits.message());
+    absl::StatusOr<std::shared_ptr<void>> slot = session.from_server->Look(header.slot());
+    if (!slot.ok()) return absl::DataLossError(slot.status().message());
+    std::shared_ptr<Scalar> numbers(*slot, static_cast<Scalar*>(slot->get()));
+    const std::lock_guard<std::mutex> lock(mu_);
+    resident_[header.name()] = {std::move(numbers), model_.num_parameters()};
+    return absl::OkStatus();
+  }
+  auto assembler = wire::VectorAssembler<Scalar>::Create(
+      header, identity_.num_parameters(), [this](int64_t) { return buffers_->GetVector<Scalar>(); });
   if (!assembler.ok()) return absl::DataLossError(assembler.status().message());
   session.transfers.emplace(header.transfer(), *std::move(assembler));
   return absl::OkStatus();
 }
 
 template <typename Scalar>
-absl::Status ModelWorker<Scalar>::Impl::HandleChunk(const v1::VectorChunk& chunk, Session& session) {
-  const auto transfer = session.transfers.find(chunk.transfer());
+absl::Status ModelWorker<Scalar>::Impl::HandleChunk(uint64_t transfer_id, uint64_t offset, uint64_t size,
+                                                    absl::FunctionRef<void(char* to)> copy, Session& session) {
+  const auto transfer = session.transfers.find(transfer_id);
   if (transfer == session.transfers.end()) {
-    return absl::DataLossError(absl::StrCat("transfer ", chunk.transfer(), ": chunk without a VectorHeader before it"));
+    return absl::DataLossError(absl::StrCat("transfer ", transfer_id, ": chunk without a VectorHeader before it"));
   }
   wire::VectorAssembler<Scalar>& assembler = transfer->second;
-  if (auto s = assembler.Add(chunk); !s.ok()) return absl::DataLossError(s.message());
+  const absl::StatusOr<char*> place = assembler.Claim(transfer_id, offset, size);
+  if (!place.ok()) return absl::DataLossError(place.status().message());
+  copy(*place);
   if (assembler.complete()) {
     const std::string name = assembler.name();
-    auto vector = std::make_shared<const Vector<Scalar>>(std::move(assembler).Take());
+    SharedVector<Scalar> vector = std::move(assembler).Take();
     session.transfers.erase(transfer);
     const std::lock_guard<std::mutex> lock(mu_);
     resident_[name] = std::move(vector);
@@ -440,9 +553,11 @@ void ModelWorker<Scalar>::Impl::HandleRelease(const v1::Release& release) {
 
 template <typename Scalar>
 void ModelWorker<Scalar>::Impl::SendAnswersAndRenewals() {
-  v1::SessionRequest renewal, drain;
-  renewal.mutable_lease_renewal();
-  drain.mutable_drain();
+  v1::SessionRequest message;
+  message.mutable_lease_renewal();
+  const grpc::ByteBuffer renewal = wire::Frame(message);
+  message.mutable_drain();
+  const grpc::ByteBuffer drain = wire::Frame(message);
   std::unique_lock<std::mutex> lock(mu_);
   while (!outcome_) {
     if (session_ == nullptr) {
@@ -497,21 +612,30 @@ bool ModelWorker<Scalar>::Impl::SendAnswer(Session& session, const Evaluated<Sca
   v1::SessionRequest message;
   for (const auto& [transfer, vector] : answer.vectors) {
     *message.mutable_vector_header() = wire::MakeHeader(transfer, "", vector.size(), wire::ElementTypeOf<Scalar>());
-    if (!session.stream->Write(message)) return false;
-    v1::VectorChunk* chunk = chunk_.mutable_vector_chunk();
-    for (uint64_t offset = 0; const size_t bytes = wire::FillChunk(vector, offset, transfer, chunk); offset += bytes) {
-      if (!session.stream->Write(chunk_)) return false;
+    if (session.to_server != nullptr) {
+      if (const std::optional<uint32_t> slot = session.to_server->SlotOf(vector.bytes())) {
+        session.to_server->HandOver(*slot);
+        message.mutable_vector_header()->set_slot(*slot);
+        if (!session.stream->Write(wire::Frame(message))) return false;
+        continue;
+      }
+    }
+    if (!session.stream->Write(wire::Frame(message))) return false;
+    const absl::Span<const char> bytes(vector.bytes(), vector.num_bytes());
+    for (size_t offset = 0; offset < bytes.size(); offset += wire::kMaxChunkBytes) {
+      const absl::Span<const char> chunk = bytes.subspan(offset, wire::kMaxChunkBytes);
+      if (!session.stream->Write(wire::FrameChunk(transfer, offset, chunk, vector.holder()))) return false;
     }
   }
   *message.mutable_answer() = answer.answer;
-  return session.stream->Write(message);
+  return session.stream->Write(wire::Frame(message));
 }
 
 // --- The computing thread ---
 
 template <typename Scalar>
 void ModelWorker<Scalar>::Impl::Compute() {
-  Evaluator<Scalar> evaluator(model_, options_.shards, options_.max_linearizations);
+  Evaluator<Scalar> evaluator(model_, options_.shards, options_.max_linearizations, [this] { return NewVector(); });
   std::unique_lock<std::mutex> lock(mu_);
   while (true) {
     changed_.wait(lock, [this] { return outcome_ || !released_.empty() || !queue_.empty(); });

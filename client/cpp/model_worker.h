@@ -24,6 +24,9 @@ struct ModelWorkerOptions {
   std::set<uint32_t> shards;       // logical shards whose data the model has; empty: any
   size_t max_linearizations = 64;  // kept at once; each is as large as the model makes it
 
+  // Whether vectors may be handed over in shared memory by a server on this machine.
+  bool shared_memory = true;
+
   // Pauses between attempts to reach the server grow from the first to the second.
   absl::Duration initial_backoff = absl::Milliseconds(100);
   absl::Duration max_backoff = absl::Seconds(5);

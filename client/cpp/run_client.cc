@@ -234,7 +234,7 @@ absl::StatusOr<Parameters<Scalar>> RunClient::Download(const v1::DownloadParamet
   if (auto s = assembler->CheckComplete(); !s.ok()) {
     return absl::DataLossError(absl::StrCat(request.name(), ": ", s.message()));
   }
-  return Parameters<Scalar>{(*std::move(assembler)).Take(), header.iteration(), header.held_out_loss()};
+  return Parameters<Scalar>{(*std::move(assembler)).Take().map(), header.iteration(), header.held_out_loss()};
 }
 
 template absl::StatusOr<v1::Run> RunClient::UploadParameters(const std::string&, const Vector<float>&);

@@ -1,7 +1,5 @@
 #include "client/cpp/sub_batches.h"
 
-#include "absl/strings/str_cat.h"
-
 namespace hfopt::client {
 namespace {
 
@@ -21,30 +19,21 @@ int64_t PartBegin(int64_t count, int64_t part, int64_t parts) {
 }
 
 template <typename Scalar>
-absl::StatusOr<LossSum> GradientBySubBatches(Model<Scalar>& model, const Vector<Scalar>& theta,
-                                             const Examples& examples, int parts, Vector<Scalar>& gradient,
+absl::StatusOr<LossSum> GradientBySubBatches(Model<Scalar>& model, const std::type_identity_t<ConstVectorRef<Scalar>>& theta,
+                                             const Examples& examples, int parts,
+                                             std::type_identity_t<VectorRef<Scalar>> gradient,
                                              std::vector<SubBatch>& sub_batches) {
-  const int64_t n = model.num_parameters();
-  const auto ask = [&](const Examples& some, Vector<Scalar>& answer) -> absl::StatusOr<LossSum> {
-    answer.resize(n);
-    absl::StatusOr<LossSum> loss = model.Gradient(theta, some, answer);
-    if (loss.ok() && answer.size() != n) {
-      return absl::InternalError(
-          absl::StrCat("the model's gradient has ", answer.size(), " elements, but the model has ", n, " parameters"));
-    }
-    return loss;
-  };
   sub_batches.clear();
-  if (parts == 0) return ask(examples, gradient);
+  if (parts == 0) return model.Gradient(theta, examples, gradient);
 
   LossSum total;
-  gradient.setZero(n);
-  Vector<Scalar> part_gradient;
+  gradient.setZero();
+  Vector<Scalar> part_gradient(gradient.size());
   for (int p = 0; p < parts; ++p) {
     const Examples part = examples.Part(PartBegin(examples.size(), p, parts), PartBegin(examples.size(), p + 1, parts));
     sub_batches.emplace_back();
     if (part.size() == 0) continue;
-    const absl::StatusOr<LossSum> loss = ask(part, part_gradient);
+    const absl::StatusOr<LossSum> loss = model.Gradient(theta, part, part_gradient);
     if (!loss.ok()) return loss.status();
     gradient += part_gradient;
     sub_batches.back() = {.squared_norm = SquaredNorm(part_gradient), .weight = loss->weight};
@@ -55,9 +44,12 @@ absl::StatusOr<LossSum> GradientBySubBatches(Model<Scalar>& model, const Vector<
   return total;
 }
 
-template absl::StatusOr<LossSum> GradientBySubBatches(Model<float>&, const Vector<float>&, const Examples&, int,
-                                                      Vector<float>&, std::vector<SubBatch>&);
-template absl::StatusOr<LossSum> GradientBySubBatches(Model<double>&, const Vector<double>&, const Examples&, int,
-                                                      Vector<double>&, std::vector<SubBatch>&);
+#define HFOPT_INSTANTIATE(Scalar)                                                                                   \
+  template absl::StatusOr<LossSum> GradientBySubBatches<Scalar>(Model<Scalar>&, const ConstVectorRef<Scalar>&,      \
+                                                                const Examples&, int, VectorRef<Scalar>,            \
+                                                                std::vector<SubBatch>&);
+HFOPT_INSTANTIATE(float)
+HFOPT_INSTANTIATE(double)
+#undef HFOPT_INSTANTIATE
 
 }  // namespace hfopt::client

@@ -2,6 +2,7 @@
 #define HFOPT_CLIENT_CPP_SUB_BATCHES_H_
 
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -21,11 +22,12 @@ struct SubBatch {
 
 // The gradient sum over `examples`, cut into `parts` runs whose gradients are added up in their order; sub_batches gets
 // one entry for each (zeros for an empty run). With parts = 0 the model is asked once, and sub_batches is empty. The
-// gradient is resized to n and overwritten. Everyone who computes gradients for a run has to go through here: the
+// gradient has n elements and is overwritten. Everyone who computes gradients for a run has to go through here: the
 // number of parts decides the rounding.
 template <typename Scalar>
-absl::StatusOr<LossSum> GradientBySubBatches(Model<Scalar>& model, const Vector<Scalar>& theta,
-                                             const Examples& examples, int parts, Vector<Scalar>& gradient,
+absl::StatusOr<LossSum> GradientBySubBatches(Model<Scalar>& model, const std::type_identity_t<ConstVectorRef<Scalar>>& theta,
+                                             const Examples& examples, int parts,
+                                             std::type_identity_t<VectorRef<Scalar>> gradient,
                                              std::vector<SubBatch>& sub_batches);
 
 }  // namespace hfopt::client

@@ -13,9 +13,9 @@ absl::Status CheckSize(const client::Model<Scalar>& model, absl::string_view wha
 }
 
 template <typename Scalar>
-absl::Status CheckArguments(const client::Model<Scalar>& model, const client::Vector<Scalar>& theta,
+absl::Status CheckArguments(const client::Model<Scalar>& model, int64_t elements_of_theta,
                             const client::Examples& examples) {
-  HFOPT_RETURN_IF_ERROR(CheckSize(model, "theta", theta.size()));
+  HFOPT_RETURN_IF_ERROR(CheckSize(model, "theta", elements_of_theta));
   for (const client::IndexRange& r : examples.ranges) {
     if (!(0 <= r.begin && r.begin <= r.end && r.end <= model.num_examples(examples.data))) {
       return absl::OutOfRangeError(
@@ -29,9 +29,7 @@ absl::Status CheckArguments(const client::Model<Scalar>& model, const client::Ve
 
 template absl::Status CheckSize(const client::Model<float>&, absl::string_view, int64_t);
 template absl::Status CheckSize(const client::Model<double>&, absl::string_view, int64_t);
-template absl::Status CheckArguments(const client::Model<float>&, const client::Vector<float>&,
-                                     const client::Examples&);
-template absl::Status CheckArguments(const client::Model<double>&, const client::Vector<double>&,
-                                     const client::Examples&);
+template absl::Status CheckArguments(const client::Model<float>&, int64_t, const client::Examples&);
+template absl::Status CheckArguments(const client::Model<double>&, int64_t, const client::Examples&);
 
 }  // namespace hfopt::models

@@ -16,7 +16,7 @@ absl::Status CheckSize(const client::Model<Scalar>& model, absl::string_view wha
 // What every evaluation asks first: INVALID_ARGUMENT when theta has not n elements, OUT_OF_RANGE when an example is not
 // in the model's data.
 template <typename Scalar>
-absl::Status CheckArguments(const client::Model<Scalar>& model, const client::Vector<Scalar>& theta,
+absl::Status CheckArguments(const client::Model<Scalar>& model, int64_t elements_of_theta,
                             const client::Examples& examples);
 
 }  // namespace hfopt::models

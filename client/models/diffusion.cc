@@ -20,7 +20,9 @@ namespace {
 using client::Examples;
 using client::IndexRange;
 using client::LossSum;
+using client::ConstVectorRef;
 using client::Vector;
+using client::VectorRef;
 
 constexpr double kPi = 3.14159265358979323846;
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
@@ -137,8 +139,8 @@ std::string DiffusionInversion<Scalar>::signature() const {
 // The answers.
 
 template <typename Scalar>
-absl::StatusOr<LossSum> DiffusionInversion<Scalar>::Loss(const Vector& theta, const Examples& examples) {
-  HFOPT_RETURN_IF_ERROR(CheckArguments(*this, theta, examples));
+absl::StatusOr<LossSum> DiffusionInversion<Scalar>::Loss(const ConstVectorRef& theta, const Examples& examples) {
+  HFOPT_RETURN_IF_ERROR(CheckArguments<Scalar>(*this, theta.size(), examples));
   LossSum sum{.weight = static_cast<double>(examples.size())};
   if (sum.weight == 0) return sum;
   const std::shared_ptr<Point> point = At(theta);
@@ -158,10 +160,11 @@ absl::StatusOr<LossSum> DiffusionInversion<Scalar>::Loss(const Vector& theta, co
 }
 
 template <typename Scalar>
-absl::StatusOr<LossSum> DiffusionInversion<Scalar>::Gradient(const Vector& theta, const Examples& examples,
-                                                             Vector& gradient) {
+absl::StatusOr<LossSum> DiffusionInversion<Scalar>::Gradient(const ConstVectorRef& theta, const Examples& examples,
+                                                             VectorRef gradient) {
   HFOPT_ASSIGN_OR_RETURN(const LossSum sum, Loss(theta, examples));
-  gradient.setZero(num_parameters());
+  HFOPT_RETURN_IF_ERROR(CheckSize<Scalar>(*this, "gradient", gradient.size()));
+  gradient.setZero();
   if (sum.weight == 0) return sum;
   const std::shared_ptr<Point> point = At(theta);
   if (!point->factor) {
@@ -191,9 +194,10 @@ class DiffusionLinearization final : public client::Linearization<Scalar> {
     model_.ForEachGroup(examples_, [&](int64_t group, const Lanes&) { model_.State(*point_, group); });
   }
 
-  absl::Status GaussNewtonProduct(const Vector<Scalar>& v, Vector<Scalar>& product) override {
-    HFOPT_RETURN_IF_ERROR(CheckSize(model_, "direction", v.size()));
-    product.setZero(v.size());
+  absl::Status GaussNewtonProduct(const ConstVectorRef<Scalar>& v, VectorRef<Scalar> product) override {
+    HFOPT_RETURN_IF_ERROR(CheckSize<Scalar>(model_, "direction", v.size()));
+    HFOPT_RETURN_IF_ERROR(CheckSize<Scalar>(model_, "product", product.size()));
+    product.setZero();
     if (weight() == 0) return absl::OkStatus();
     if (!point_->factor) {
       product.setConstant(static_cast<Scalar>(kNaN));
@@ -225,8 +229,8 @@ class DiffusionLinearization final : public client::Linearization<Scalar> {
 
 template <typename Scalar>
 absl::StatusOr<std::unique_ptr<client::Linearization<Scalar>>> DiffusionInversion<Scalar>::Linearize(
-    const Vector& theta, const Examples& examples) {
-  HFOPT_RETURN_IF_ERROR(CheckArguments(*this, theta, examples));
+    const ConstVectorRef& theta, const Examples& examples) {
+  HFOPT_RETURN_IF_ERROR(CheckArguments<Scalar>(*this, theta.size(), examples));
   return std::make_unique<DiffusionLinearization<Scalar>>(*this, At(theta), examples);
 }
 
@@ -236,13 +240,13 @@ absl::StatusOr<client::Vector<Scalar>> DiffusionInversion<Scalar>::InitialParame
 }
 
 template <typename Scalar>
-absl::StatusOr<double> DiffusionInversion<Scalar>::RelativeError(const Vector& theta) const {
+absl::StatusOr<double> DiffusionInversion<Scalar>::RelativeError(const ConstVectorRef& theta) const {
   HFOPT_RETURN_IF_ERROR(CheckSize(*this, "theta", theta.size()));
   return (theta.template cast<double>() - truth_).norm() / truth_.norm();
 }
 
 template <typename Scalar>
-absl::StatusOr<Eigen::MatrixXd> DiffusionInversion<Scalar>::Outputs(const Vector& theta) {
+absl::StatusOr<Eigen::MatrixXd> DiffusionInversion<Scalar>::Outputs(const ConstVectorRef& theta) {
   HFOPT_RETURN_IF_ERROR(CheckSize(*this, "theta", theta.size()));
   const std::shared_ptr<Point> point = At(theta);
   Eigen::MatrixXd outputs = Eigen::MatrixXd::Constant(options_.receivers, options_.sources, kNaN);
@@ -259,7 +263,7 @@ absl::StatusOr<Eigen::MatrixXd> DiffusionInversion<Scalar>::Outputs(const Vector
 // Their parts.
 
 template <typename Scalar>
-std::shared_ptr<typename DiffusionInversion<Scalar>::Point> DiffusionInversion<Scalar>::At(const Vector& theta) {
+std::shared_ptr<typename DiffusionInversion<Scalar>::Point> DiffusionInversion<Scalar>::At(const ConstVectorRef& theta) {
   if (!point_ || point_->theta != theta) {
     point_.reset();
     point_ = std::make_shared<Point>(Point{.theta = theta,

@@ -52,6 +52,8 @@ template <typename Scalar>
 class DiffusionInversion final : public client::Model<Scalar> {
  public:
   using Vector = client::Vector<Scalar>;
+  using ConstVectorRef = client::ConstVectorRef<Scalar>;
+  using VectorRef = client::VectorRef<Scalar>;
 
   // INVALID_ARGUMENT when the options are invalid.
   static absl::StatusOr<std::unique_ptr<DiffusionInversion>> Create(const DiffusionOptions& options);
@@ -61,11 +63,11 @@ class DiffusionInversion final : public client::Model<Scalar> {
   std::string signature() const override;
 
   // All that take theta: INVALID_ARGUMENT when it has not n elements, OUT_OF_RANGE when an example is not in the data.
-  absl::StatusOr<client::LossSum> Loss(const Vector& theta, const client::Examples& examples) override;
-  absl::StatusOr<client::LossSum> Gradient(const Vector& theta, const client::Examples& examples,
-                                           Vector& gradient) override;
+  absl::StatusOr<client::LossSum> Loss(const ConstVectorRef& theta, const client::Examples& examples) override;
+  absl::StatusOr<client::LossSum> Gradient(const ConstVectorRef& theta, const client::Examples& examples,
+                                           VectorRef gradient) override;
   // The linearization must not outlive the model.
-  absl::StatusOr<std::unique_ptr<client::Linearization<Scalar>>> Linearize(const Vector& theta,
+  absl::StatusOr<std::unique_ptr<client::Linearization<Scalar>>> Linearize(const ConstVectorRef& theta,
                                                                            const client::Examples& examples) override;
 
   // Zeros, whatever the seed: unit conductivity.
@@ -73,9 +75,9 @@ class DiffusionInversion final : public client::Model<Scalar> {
   absl::StatusOr<Vector> InitialParameters(uint64_t seed) override;
 
   // |m - truth| / |truth|, for judging a result: the losses know nothing of it.
-  absl::StatusOr<double> RelativeError(const Vector& theta) const;
+  absl::StatusOr<double> RelativeError(const ConstVectorRef& theta) const;
   // The fields at the receivers (receivers x sources).
-  absl::StatusOr<Eigen::MatrixXd> Outputs(const Vector& theta);
+  absl::StatusOr<Eigen::MatrixXd> Outputs(const ConstVectorRef& theta);
 
   const Eigen::VectorXd& truth() const { return truth_; }
   const Eigen::MatrixXd& measurements() const { return measurements_; }  // d, receivers x sources
@@ -105,7 +107,7 @@ class DiffusionInversion final : public client::Model<Scalar> {
 
   int64_t num_groups() const { return (options_.sources + kLanes - 1) / kLanes; }
   // The last point if it is this one.
-  std::shared_ptr<Point> At(const Vector& theta);
+  std::shared_ptr<Point> At(const ConstVectorRef& theta);
   // u of a group. The point has a factor.
   const Fields& State(Point& point, int64_t group) const;
   // Values at the receivers, a column for each.

@@ -21,7 +21,9 @@ using client::DataSet;
 using client::Examples;
 using client::IndexRange;
 using client::LossSum;
+using client::ConstVectorRef;
 using client::Vector;
+using client::VectorRef;
 
 // a <- f(a).
 template <typename Scalar>
@@ -179,7 +181,7 @@ void Mlp<Scalar>::ReadInputs(const Examples& block, Block& a) const {
 }
 
 template <typename Scalar>
-void Mlp<Scalar>::Forward(const Vector& theta, Block& a) const {
+void Mlp<Scalar>::Forward(const ConstVectorRef& theta, Block& a) const {
   for (int l = 1; l <= num_layers(); ++l) {
     const auto layer = LayerOf(theta.data(), options_.layers, l);
     a[l].colwise() = layer.biases;
@@ -247,7 +249,7 @@ void Mlp<Scalar>::MultiplyByLossHessian(const Block& a, Block& d) const {
 }
 
 template <typename Scalar>
-void Mlp<Scalar>::TangentForward(const Vector& theta, const Vector& v, const Block& a, Block& d) const {
+void Mlp<Scalar>::TangentForward(const ConstVectorRef& theta, const ConstVectorRef& v, const Block& a, Block& d) const {
   for (int l = 1; l <= num_layers(); ++l) {
     const auto direction = LayerOf(v.data(), options_.layers, l);
     d[l].colwise() = direction.biases;
@@ -259,7 +261,7 @@ void Mlp<Scalar>::TangentForward(const Vector& theta, const Vector& v, const Blo
 
 template <typename Scalar>
 template <typename Function>
-void Mlp<Scalar>::Backward(const Vector& theta, const Block& a, Block& d, Function accumulate) const {
+void Mlp<Scalar>::Backward(const ConstVectorRef& theta, const Block& a, Block& d, Function accumulate) const {
   for (int l = num_layers(); l >= 1; --l) {
     accumulate(l, a[l - 1], d[l]);
     if (l == 1) return;
@@ -269,7 +271,7 @@ void Mlp<Scalar>::Backward(const Vector& theta, const Block& a, Block& d, Functi
 }
 
 template <typename Scalar>
-void Mlp<Scalar>::AddGradient(const Vector& theta, const Block& a, Block& d, Vector& gradient) const {
+void Mlp<Scalar>::AddGradient(const ConstVectorRef& theta, const Block& a, Block& d, VectorRef gradient) const {
   Backward(theta, a, d, [&](int l, const auto& values, const auto& delta) {
     auto layer = LayerOf(gradient.data(), options_.layers, l);
     layer.weights.noalias() += delta * values.transpose();
@@ -280,8 +282,8 @@ void Mlp<Scalar>::AddGradient(const Vector& theta, const Block& a, Block& d, Vec
 // The answers: sums over blocks, and the regulariser.
 
 template <typename Scalar>
-absl::StatusOr<LossSum> Mlp<Scalar>::Loss(const Vector& theta, const Examples& examples) {
-  HFOPT_RETURN_IF_ERROR(CheckArguments(*this, theta, examples));
+absl::StatusOr<LossSum> Mlp<Scalar>::Loss(const ConstVectorRef& theta, const Examples& examples) {
+  HFOPT_RETURN_IF_ERROR(CheckArguments<Scalar>(*this, theta.size(), examples));
   LossSum sum;
   ForEachBlock(examples, [&](const Examples& block, int64_t) {
     Block a = Columns(values_, 0, block.size());
@@ -294,10 +296,11 @@ absl::StatusOr<LossSum> Mlp<Scalar>::Loss(const Vector& theta, const Examples& e
 }
 
 template <typename Scalar>
-absl::StatusOr<LossSum> Mlp<Scalar>::Gradient(const Vector& theta, const Examples& examples, Vector& gradient) {
-  HFOPT_RETURN_IF_ERROR(CheckArguments(*this, theta, examples));
+absl::StatusOr<LossSum> Mlp<Scalar>::Gradient(const ConstVectorRef& theta, const Examples& examples, VectorRef gradient) {
+  HFOPT_RETURN_IF_ERROR(CheckArguments<Scalar>(*this, theta.size(), examples));
   LossSum sum;
-  gradient.setZero(num_parameters());
+  HFOPT_RETURN_IF_ERROR(CheckSize<Scalar>(*this, "gradient", gradient.size()));
+  gradient.setZero();
   ForEachBlock(examples, [&](const Examples& block, int64_t) {
     Block a = Columns(values_, 0, block.size());
     Block d = Columns(derivatives_, 0, block.size());
@@ -313,11 +316,12 @@ absl::StatusOr<LossSum> Mlp<Scalar>::Gradient(const Vector& theta, const Example
 }
 
 template <typename Scalar>
-absl::Status Mlp<Scalar>::SecondMoment(const Vector& theta, const Examples& examples, Vector& second_moment) {
-  HFOPT_RETURN_IF_ERROR(CheckArguments(*this, theta, examples));
+absl::Status Mlp<Scalar>::SecondMoment(const ConstVectorRef& theta, const Examples& examples, VectorRef second_moment) {
+  HFOPT_RETURN_IF_ERROR(CheckArguments<Scalar>(*this, theta.size(), examples));
   LossSum sum;
   Vector gradient = Vector::Zero(num_parameters());
-  second_moment.setZero(num_parameters());
+  HFOPT_RETURN_IF_ERROR(CheckSize<Scalar>(*this, "second moment", second_moment.size()));
+  second_moment.setZero();
   ForEachBlock(examples, [&](const Examples& block, int64_t) {
     Block a = Columns(values_, 0, block.size());
     Block d = Columns(derivatives_, 0, block.size());
@@ -353,7 +357,7 @@ class MlpLinearization final : public client::Linearization<Scalar> {
  public:
   using Model = Mlp<Scalar>;
 
-  MlpLinearization(Model& mlp, const Vector<Scalar>& theta, const Examples& examples)
+  MlpLinearization(Model& mlp, const ConstVectorRef<Scalar>& theta, const Examples& examples)
       : mlp_(mlp), theta_(theta), examples_(examples) {
     const std::vector<int64_t>& layers = mlp.options_.layers;
     int64_t bytes = 0;  // of one example
@@ -366,9 +370,10 @@ class MlpLinearization final : public client::Linearization<Scalar> {
     });
   }
 
-  absl::Status GaussNewtonProduct(const Vector<Scalar>& v, Vector<Scalar>& product) override {
-    HFOPT_RETURN_IF_ERROR(CheckSize(mlp_, "direction", v.size()));
-    product.setZero(theta_.size());
+  absl::Status GaussNewtonProduct(const ConstVectorRef<Scalar>& v, VectorRef<Scalar> product) override {
+    HFOPT_RETURN_IF_ERROR(CheckSize<Scalar>(mlp_, "direction", v.size()));
+    HFOPT_RETURN_IF_ERROR(CheckSize<Scalar>(mlp_, "product", product.size()));
+    product.setZero();
     mlp_.ForEachBlock(examples_, [&](const Examples& block, int64_t begin) {
       const bool kept = begin < kept_examples_;
       typename Model::Block a = mlp_.Columns(kept ? kept_values_ : mlp_.values_, kept ? begin : 0, block.size());
@@ -405,9 +410,9 @@ class MlpLinearization final : public client::Linearization<Scalar> {
 };
 
 template <typename Scalar>
-absl::StatusOr<std::unique_ptr<client::Linearization<Scalar>>> Mlp<Scalar>::Linearize(const Vector& theta,
+absl::StatusOr<std::unique_ptr<client::Linearization<Scalar>>> Mlp<Scalar>::Linearize(const ConstVectorRef& theta,
                                                                                       const Examples& examples) {
-  HFOPT_RETURN_IF_ERROR(CheckArguments(*this, theta, examples));
+  HFOPT_RETURN_IF_ERROR(CheckArguments<Scalar>(*this, theta.size(), examples));
   return std::make_unique<MlpLinearization<Scalar>>(*this, theta, examples);
 }
 
@@ -428,7 +433,7 @@ absl::StatusOr<client::Vector<Scalar>> Mlp<Scalar>::InitialParameters(uint64_t s
 }
 
 template <typename Scalar>
-absl::Status Mlp<Scalar>::Outputs(const Vector& theta, const Matrix<Scalar>& inputs, Matrix<Scalar>& outputs) {
+absl::Status Mlp<Scalar>::Outputs(const ConstVectorRef& theta, const Matrix<Scalar>& inputs, Matrix<Scalar>& outputs) {
   HFOPT_RETURN_IF_ERROR(CheckSize(*this, "theta", theta.size()));
   if (inputs.rows() != options_.layers.front()) {
     return absl::InvalidArgumentError(

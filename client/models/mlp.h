@@ -58,6 +58,8 @@ template <typename Scalar>
 class Mlp final : public client::Model<Scalar> {
  public:
   using Vector = client::Vector<Scalar>;
+  using ConstVectorRef = client::ConstVectorRef<Scalar>;
+  using VectorRef = client::VectorRef<Scalar>;
 
   // INVALID_ARGUMENT when the options are invalid or do not fit the data's input, class or target size.
   static absl::StatusOr<std::unique_ptr<Mlp>> Create(MlpOptions options,
@@ -68,21 +70,21 @@ class Mlp final : public client::Model<Scalar> {
   std::string signature() const override;
 
   // All that take theta: INVALID_ARGUMENT when it has not n elements, OUT_OF_RANGE when an example is not in the data.
-  absl::StatusOr<client::LossSum> Loss(const Vector& theta, const client::Examples& examples) override;
-  absl::StatusOr<client::LossSum> Gradient(const Vector& theta, const client::Examples& examples,
-                                           Vector& gradient) override;
+  absl::StatusOr<client::LossSum> Loss(const ConstVectorRef& theta, const client::Examples& examples) override;
+  absl::StatusOr<client::LossSum> Gradient(const ConstVectorRef& theta, const client::Examples& examples,
+                                           VectorRef gradient) override;
   // The linearization has its own copy of theta and must not outlive the Mlp.
-  absl::StatusOr<std::unique_ptr<client::Linearization<Scalar>>> Linearize(const Vector& theta,
+  absl::StatusOr<std::unique_ptr<client::Linearization<Scalar>>> Linearize(const ConstVectorRef& theta,
                                                                            const client::Examples& examples) override;
   // The regulariser is part of each example's gradient: sum of (grad loss_i + l2 theta)^2.
   bool has_second_moment() const override { return true; }
-  absl::Status SecondMoment(const Vector& theta, const client::Examples& examples, Vector& second_moment) override;
+  absl::Status SecondMoment(const ConstVectorRef& theta, const client::Examples& examples, VectorRef second_moment) override;
 
   bool has_initial_parameters() const override { return true; }
   absl::StatusOr<Vector> InitialParameters(uint64_t seed) override;
 
   // outputs = the last layer's values z (outputs x examples, resized) for a block of inputs (inputs x examples).
-  absl::Status Outputs(const Vector& theta, const Matrix<Scalar>& inputs, Matrix<Scalar>& outputs);
+  absl::Status Outputs(const ConstVectorRef& theta, const Matrix<Scalar>& inputs, Matrix<Scalar>& outputs);
 
  private:
   template <typename>
@@ -106,7 +108,7 @@ class Mlp final : public client::Model<Scalar> {
   // a: layer 0 <- the block's inputs.
   void ReadInputs(const client::Examples& block, Block& a) const;
   // a: layers 1 .. L <- their values at theta, from layer 0.
-  void Forward(const Vector& theta, Block& a) const;
+  void Forward(const ConstVectorRef& theta, Block& a) const;
   // outputs: z <- predictions p. Adds the block's loss and metric to `sum`; its labels or targets stay in their buffer.
   void Predict(const client::Examples& block, Eigen::Map<Matrix<Scalar>>& outputs, client::LossSum& sum);
   // d: layer L <- dloss/dz = p - t, for the block that Predict saw last.
@@ -114,12 +116,12 @@ class Mlp final : public client::Model<Scalar> {
   // d: layer L <- H times itself.
   void MultiplyByLossHessian(const Block& a, Block& d) const;
   // d: layers 1 .. L <- derivatives of their values in direction v (Pearlmutter's R operator).
-  void TangentForward(const Vector& theta, const Vector& v, const Block& a, Block& d) const;
+  void TangentForward(const ConstVectorRef& theta, const ConstVectorRef& v, const Block& a, Block& d) const;
   // d: layers L - 1 .. 1 <- derivatives with respect to their inputs, from L. Calls accumulate(l, a[l - 1], d[l]).
   template <typename Function>
-  void Backward(const Vector& theta, const Block& a, Block& d, Function accumulate) const;
+  void Backward(const ConstVectorRef& theta, const Block& a, Block& d, Function accumulate) const;
   // Backward that adds the parameters' derivatives to `gradient`.
-  void AddGradient(const Vector& theta, const Block& a, Block& d, Vector& gradient) const;
+  void AddGradient(const ConstVectorRef& theta, const Block& a, Block& d, VectorRef gradient) const;
 
   const MlpOptions options_;
   const std::shared_ptr<const DataSource<Scalar>> data_;

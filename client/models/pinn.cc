@@ -31,7 +31,9 @@ using client::DataSet;
 using client::Examples;
 using client::IndexRange;
 using client::LossSum;
+using client::ConstVectorRef;
 using client::Vector;
+using client::VectorRef;
 
 constexpr double kPi = 3.14159265358979323846;
 constexpr double kSpeed = 30;      // of the convection
@@ -256,7 +258,7 @@ double Pinn<Scalar>::loss_weight(PinnResidual residual) const {
 // The passes over one block.
 
 template <typename Scalar>
-void Pinn<Scalar>::Forward(const Vector& theta, const Block& block, Layers& a, Layers& s) {
+void Pinn<Scalar>::Forward(const ConstVectorRef& theta, const Block& block, Layers& a, Layers& s) {
   for (int l = 1; l < num_layers(); ++l) {
     const auto layer = LayerOf(theta.data(), options_.layers, l);
     auto z = Columns(a[l], 0, block.columns());
@@ -296,7 +298,7 @@ void Pinn<Scalar>::Forward(const Vector& theta, const Block& block, Layers& a, L
 }
 
 template <typename Scalar>
-void Pinn<Scalar>::TangentForward(const Vector& theta, const Vector& v, const Block& block, const Layers& a,
+void Pinn<Scalar>::TangentForward(const ConstVectorRef& theta, const ConstVectorRef& v, const Block& block, const Layers& a,
                                   const Layers& s) {
   for (int l = 1; l < num_layers(); ++l) {
     const auto direction = LayerOf(v.data(), options_.layers, l);
@@ -336,8 +338,8 @@ void Pinn<Scalar>::TangentForward(const Vector& theta, const Vector& v, const Bl
 }
 
 template <typename Scalar>
-void Pinn<Scalar>::Backward(const Vector& theta, const Block& block, const Layers& a, const Layers& s,
-                            Vector& gradient) {
+void Pinn<Scalar>::Backward(const ConstVectorRef& theta, const Block& block, const Layers& a, const Layers& s,
+                            VectorRef gradient) {
   const auto boundary = outputs_.head(block.boundary());
   const auto interior = outputs_.segment(block.boundary(), block.interior);
   const int top = num_layers() - 1;
@@ -425,8 +427,8 @@ void Pinn<Scalar>::ComputeResiduals(const Block& block, LossSum& sum) {
 // The answers: sums over blocks.
 
 template <typename Scalar>
-absl::StatusOr<LossSum> Pinn<Scalar>::Loss(const Vector& theta, const Examples& examples) {
-  HFOPT_RETURN_IF_ERROR(CheckArguments(*this, theta, examples));
+absl::StatusOr<LossSum> Pinn<Scalar>::Loss(const ConstVectorRef& theta, const Examples& examples) {
+  HFOPT_RETURN_IF_ERROR(CheckArguments<Scalar>(*this, theta.size(), examples));
   LossSum sum;
   ForEachBlock(examples, [&](const Block& block, int64_t) {
     Forward(theta, block, a_, s_);
@@ -436,10 +438,11 @@ absl::StatusOr<LossSum> Pinn<Scalar>::Loss(const Vector& theta, const Examples& 
 }
 
 template <typename Scalar>
-absl::StatusOr<LossSum> Pinn<Scalar>::Gradient(const Vector& theta, const Examples& examples, Vector& gradient) {
-  HFOPT_RETURN_IF_ERROR(CheckArguments(*this, theta, examples));
+absl::StatusOr<LossSum> Pinn<Scalar>::Gradient(const ConstVectorRef& theta, const Examples& examples, VectorRef gradient) {
+  HFOPT_RETURN_IF_ERROR(CheckArguments<Scalar>(*this, theta.size(), examples));
   LossSum sum;
-  gradient.setZero(num_parameters());
+  HFOPT_RETURN_IF_ERROR(CheckSize<Scalar>(*this, "gradient", gradient.size()));
+  gradient.setZero();
   ForEachBlock(examples, [&](const Block& block, int64_t) {
     Forward(theta, block, a_, s_);
     ComputeResiduals(block, sum);
@@ -454,7 +457,7 @@ class PinnLinearization final : public client::Linearization<Scalar> {
  public:
   using Model = Pinn<Scalar>;
 
-  PinnLinearization(Model& pinn, const Vector<Scalar>& theta, const Examples& examples)
+  PinnLinearization(Model& pinn, const ConstVectorRef<Scalar>& theta, const Examples& examples)
       : pinn_(pinn), theta_(theta), weight_(static_cast<double>(examples.size())) {
     pinn.ForEachBlock(examples, [&](const typename Model::Block& block, int64_t) {
       kept_.push_back({block, pinn.MakeLayers(block.columns()), pinn.MakeLayers(block.columns())});
@@ -462,12 +465,10 @@ class PinnLinearization final : public client::Linearization<Scalar> {
     });
   }
 
-  absl::Status GaussNewtonProduct(const Vector<Scalar>& v, Vector<Scalar>& product) override {
-    if (v.size() != theta_.size()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("pinn: direction has ", v.size(), " elements, the model has ", theta_.size(), " parameters"));
-    }
-    product.setZero(theta_.size());
+  absl::Status GaussNewtonProduct(const ConstVectorRef<Scalar>& v, VectorRef<Scalar> product) override {
+    HFOPT_RETURN_IF_ERROR(CheckSize<Scalar>(pinn_, "direction", v.size()));
+    HFOPT_RETURN_IF_ERROR(CheckSize<Scalar>(pinn_, "product", product.size()));
+    product.setZero();
     for (const Kept& kept : kept_) {
       pinn_.TangentForward(theta_, v, kept.block, kept.a, kept.s);
       pinn_.Reduce(kept.block);
@@ -492,9 +493,9 @@ class PinnLinearization final : public client::Linearization<Scalar> {
 };
 
 template <typename Scalar>
-absl::StatusOr<std::unique_ptr<client::Linearization<Scalar>>> Pinn<Scalar>::Linearize(const Vector& theta,
+absl::StatusOr<std::unique_ptr<client::Linearization<Scalar>>> Pinn<Scalar>::Linearize(const ConstVectorRef& theta,
                                                                                        const Examples& examples) {
-  HFOPT_RETURN_IF_ERROR(CheckArguments(*this, theta, examples));
+  HFOPT_RETURN_IF_ERROR(CheckArguments<Scalar>(*this, theta.size(), examples));
   return std::make_unique<PinnLinearization<Scalar>>(*this, theta, examples);
 }
 
@@ -507,8 +508,8 @@ absl::StatusOr<client::Vector<Scalar>> Pinn<Scalar>::InitialParameters(uint64_t 
 }
 
 template <typename Scalar>
-absl::Status Pinn<Scalar>::Residuals(const Vector& theta, const Examples& examples, Vector& residuals) {
-  HFOPT_RETURN_IF_ERROR(CheckArguments(*this, theta, examples));
+absl::Status Pinn<Scalar>::Residuals(const ConstVectorRef& theta, const Examples& examples, Vector& residuals) {
+  HFOPT_RETURN_IF_ERROR(CheckArguments<Scalar>(*this, theta.size(), examples));
   LossSum unused;
   residuals.resize(examples.size());
   ForEachBlock(examples, [&](const Block& block, int64_t begin) {
@@ -520,7 +521,7 @@ absl::Status Pinn<Scalar>::Residuals(const Vector& theta, const Examples& exampl
 }
 
 template <typename Scalar>
-absl::Status Pinn<Scalar>::Values(const Vector& theta, const Matrix<Scalar>& points, Vector& values) {
+absl::Status Pinn<Scalar>::Values(const ConstVectorRef& theta, const Matrix<Scalar>& points, Vector& values) {
   HFOPT_RETURN_IF_ERROR(CheckSize(*this, "theta", theta.size()));
   if (points.rows() != 2) {
     return absl::InvalidArgumentError(absl::StrCat("pinn: a point has ", points.rows(), " coordinates; give 2"));
@@ -537,7 +538,7 @@ absl::Status Pinn<Scalar>::Values(const Vector& theta, const Matrix<Scalar>& poi
 }
 
 template <typename Scalar>
-absl::StatusOr<double> Pinn<Scalar>::RelativeError(const Vector& theta) {
+absl::StatusOr<double> Pinn<Scalar>::RelativeError(const ConstVectorRef& theta) {
   const Eigen::Vector2d end = EquationOf(options_.problem).end;
   Matrix<Scalar> points(2, kErrorGrid * kErrorGrid);
   Eigen::VectorXd exact(points.cols());

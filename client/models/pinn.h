@@ -80,6 +80,8 @@ template <typename Scalar>
 class Pinn final : public client::Model<Scalar> {
  public:
   using Vector = client::Vector<Scalar>;
+  using ConstVectorRef = client::ConstVectorRef<Scalar>;
+  using VectorRef = client::VectorRef<Scalar>;
 
   static absl::StatusOr<std::unique_ptr<Pinn>> Create(PinnOptions options);
 
@@ -88,23 +90,23 @@ class Pinn final : public client::Model<Scalar> {
   std::string signature() const override;
 
   // All that take theta: INVALID_ARGUMENT when it has not n elements, OUT_OF_RANGE when an example is not in the data.
-  absl::StatusOr<client::LossSum> Loss(const Vector& theta, const client::Examples& examples) override;
-  absl::StatusOr<client::LossSum> Gradient(const Vector& theta, const client::Examples& examples,
-                                           Vector& gradient) override;
+  absl::StatusOr<client::LossSum> Loss(const ConstVectorRef& theta, const client::Examples& examples) override;
+  absl::StatusOr<client::LossSum> Gradient(const ConstVectorRef& theta, const client::Examples& examples,
+                                           VectorRef gradient) override;
   // Keeps 2 * (sum of the hidden widths) numbers for each column of a point: one for its value and, inside, one for
   // each derivative. Must not outlive the Pinn.
-  absl::StatusOr<std::unique_ptr<client::Linearization<Scalar>>> Linearize(const Vector& theta,
+  absl::StatusOr<std::unique_ptr<client::Linearization<Scalar>>> Linearize(const ConstVectorRef& theta,
                                                                            const client::Examples& examples) override;
 
   bool has_initial_parameters() const override { return true; }
   absl::StatusOr<Vector> InitialParameters(uint64_t seed) override;  // Initialization::kGlorot
 
   // residuals(j) = r of the j-th of the examples; resized.
-  absl::Status Residuals(const Vector& theta, const client::Examples& examples, Vector& residuals);
+  absl::Status Residuals(const ConstVectorRef& theta, const client::Examples& examples, Vector& residuals);
   // values(j) = u at (points(0, j), points(1, j)); resized.
-  absl::Status Values(const Vector& theta, const Matrix<Scalar>& points, Vector& values);
+  absl::Status Values(const ConstVectorRef& theta, const Matrix<Scalar>& points, Vector& values);
   // |u - u*| / |u*|, 2-norms over a grid of 101 x 101 points, the domain's edges included.
-  absl::StatusOr<double> RelativeError(const Vector& theta);
+  absl::StatusOr<double> RelativeError(const ConstVectorRef& theta);
 
   double ExactSolution(double x, double y) const;
   const std::vector<PinnExample>& examples() const { return examples_; }  // in their fixed, shuffled order
@@ -127,11 +129,11 @@ class Pinn final : public client::Model<Scalar> {
   void ForEachBlock(const client::Examples& examples, Function f) const;
 
   // a <- streams of the hidden layers at theta, s <- streams of the slopes, outputs_ <- the output layer's.
-  void Forward(const Vector& theta, const Block& block, Layers& a, Layers& s);
+  void Forward(const ConstVectorRef& theta, const Block& block, Layers& a, Layers& s);
   // d_, outputs_ <- the derivatives in direction v of what Forward computes.
-  void TangentForward(const Vector& theta, const Vector& v, const Block& block, const Layers& a, const Layers& s);
+  void TangentForward(const ConstVectorRef& theta, const ConstVectorRef& v, const Block& block, const Layers& a, const Layers& s);
   // The transpose of TangentForward: adds to `gradient` from the outputs_; overwrites d_.
-  void Backward(const Vector& theta, const Block& block, const Layers& a, const Layers& s, Vector& gradient);
+  void Backward(const ConstVectorRef& theta, const Block& block, const Layers& a, const Layers& s, VectorRef gradient);
   // residuals_ <- from outputs_, without right sides.
   void Reduce(const Block& block);
   // outputs_ <- the transpose of Reduce, from 2 c_i residuals_.

@@ -38,7 +38,7 @@ std::string ElementTypeName(v1::ElementType type) {
 }
 
 template <typename Scalar>
-std::string ContentName(const Vector<Scalar>& vector) {
+std::string ContentName(const Eigen::Ref<const Vector<Scalar>>& vector) {
   // The hash itself covers the number of bytes; with the element type, that is the size as well.
   const XXH128_hash_t hash =
       XXH3_128bits_withSeed(vector.data(), vector.size() * sizeof(Scalar), ElementTypeOf<Scalar>());
@@ -68,13 +68,11 @@ size_t FillChunk(const Vector<Scalar>& vector, uint64_t offset, uint64_t transfe
 }
 
 template <typename Scalar>
-VectorAssembler<Scalar>::VectorAssembler(const v1::VectorHeader& header, Vector<Scalar> vector)
+VectorAssembler<Scalar>::VectorAssembler(const v1::VectorHeader& header, SharedVector<Scalar> vector)
     : transfer_(header.transfer()), name_(header.name()), vector_(std::move(vector)) {}
 
 template <typename Scalar>
-absl::StatusOr<VectorAssembler<Scalar>> VectorAssembler<Scalar>::Create(const v1::VectorHeader& header,
-                                                                        int64_t expected_size,
-                                                                        Vector<Scalar> recycled) {
+absl::Status CheckHeader(const v1::VectorHeader& header, int64_t expected_size) {
   if (header.element_type() != ElementTypeOf<Scalar>()) {
     return absl::InvalidArgumentError(absl::StrCat("transfer ", header.transfer(), ": vector of ",
                                                    ElementTypeName(header.element_type()), ", but the run uses ",
@@ -84,18 +82,24 @@ absl::StatusOr<VectorAssembler<Scalar>> VectorAssembler<Scalar>::Create(const v1
     return absl::InvalidArgumentError(absl::StrCat("transfer ", header.transfer(), ": vector of ", header.size(),
                                                    " elements, but the model has ", expected_size, " parameters"));
   }
-  recycled.resize(expected_size);
-  return VectorAssembler(header, std::move(recycled));
+  return absl::OkStatus();
 }
 
 template <typename Scalar>
-absl::Status VectorAssembler<Scalar>::Add(const v1::VectorChunk& chunk) {
-  const uint64_t begin = chunk.offset(), size = chunk.data().size(), total = total_bytes();
+absl::StatusOr<VectorAssembler<Scalar>> VectorAssembler<Scalar>::Create(const v1::VectorHeader& header,
+                                                                        int64_t expected_size, Allocate allocate) {
+  if (absl::Status fits = CheckHeader<Scalar>(header, expected_size); !fits.ok()) return fits;
+  return VectorAssembler(header, allocate(expected_size));
+}
+
+template <typename Scalar>
+absl::StatusOr<char*> VectorAssembler<Scalar>::Claim(uint64_t transfer, uint64_t begin, uint64_t size) {
+  const uint64_t total = total_bytes();
   const auto refuse = [&](const auto&... why) {
     return absl::InvalidArgumentError(
-        absl::StrCat("transfer ", chunk.transfer(), ": chunk of ", size, " bytes at byte ", begin, " ", why...));
+        absl::StrCat("transfer ", transfer, ": chunk of ", size, " bytes at byte ", begin, " ", why...));
   };
-  if (chunk.transfer() != transfer_) return refuse("was given to the vector of transfer ", transfer_);
+  if (transfer != transfer_) return refuse("was given to the vector of transfer ", transfer_);
   if (size == 0) return refuse("is empty");
   if (begin % sizeof(Scalar) != 0 || size % sizeof(Scalar) != 0) {
     return refuse("is not made of whole elements of ", sizeof(Scalar), " bytes");
@@ -112,7 +116,6 @@ absl::Status VectorAssembler<Scalar>::Add(const v1::VectorChunk& chunk) {
     return refuse("overlaps bytes ", before->first, " to ", before->second, ", which are already there");
   }
 
-  std::memcpy(reinterpret_cast<char*>(vector_.data()) + begin, chunk.data().data(), size);
   received_bytes_ += size;
   const auto merged =
       before != received_.end() && before->second == begin ? before : received_.emplace(begin, end).first;
@@ -121,7 +124,14 @@ absl::Status VectorAssembler<Scalar>::Add(const v1::VectorChunk& chunk) {
     merged->second = after->second;
     received_.erase(after);
   }
-  return absl::OkStatus();
+  return reinterpret_cast<char*>(vector_.map().data()) + begin;
+}
+
+template <typename Scalar>
+absl::Status VectorAssembler<Scalar>::Add(const v1::VectorChunk& chunk) {
+  const absl::StatusOr<char*> place = Claim(chunk.transfer(), chunk.offset(), chunk.data().size());
+  if (place.ok()) std::memcpy(*place, chunk.data().data(), chunk.data().size());
+  return place.status();
 }
 
 template <typename Scalar>
@@ -134,15 +144,17 @@ absl::Status VectorAssembler<Scalar>::CheckComplete() const {
 }
 
 template <typename Scalar>
-Vector<Scalar> VectorAssembler<Scalar>::Take() && {
+SharedVector<Scalar> VectorAssembler<Scalar>::Take() && {
   assert(complete());
   return std::move(vector_);
 }
 
-template std::string ContentName<float>(const Vector<float>&);
-template std::string ContentName<double>(const Vector<double>&);
+template std::string ContentName<float>(const Eigen::Ref<const Vector<float>>&);
+template std::string ContentName<double>(const Eigen::Ref<const Vector<double>>&);
 template size_t FillChunk<float>(const Vector<float>&, uint64_t, uint64_t, v1::VectorChunk*);
 template size_t FillChunk<double>(const Vector<double>&, uint64_t, uint64_t, v1::VectorChunk*);
+template absl::Status CheckHeader<float>(const v1::VectorHeader&, int64_t);
+template absl::Status CheckHeader<double>(const v1::VectorHeader&, int64_t);
 template class VectorAssembler<float>;
 template class VectorAssembler<double>;
 

@@ -8,8 +8,10 @@
 
 #include "Eigen/Core"
 #include "absl/status/status.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "hfopt/v1/vector.pb.h"
+#include "proto/wire/shared_vector.h"
 
 // Eigen vectors to and from the messages of hfopt/v1/vector.proto. Everything here is instantiated for float and
 // double, does not block, and is thread-compatible: distinct objects may be used from distinct threads.
@@ -32,7 +34,7 @@ std::string ElementTypeName(v1::ElementType type);
 // The 16 bytes that name this content: equal for equal bits, and for different bits, sizes or element types different
 // (up to the chance of a collision of 128-bit XXH3, which protects against accidents, not against an adversary).
 template <typename Scalar>
-std::string ContentName(const Vector<Scalar>& vector);
+std::string ContentName(const Eigen::Ref<const Vector<Scalar>>& vector);
 
 // `name` is empty for the vectors of answers.
 v1::VectorHeader MakeHeader(uint64_t transfer, std::string name, uint64_t size, v1::ElementType element_type);
@@ -43,17 +45,25 @@ v1::VectorHeader MakeHeader(uint64_t transfer, std::string name, uint64_t size, 
 template <typename Scalar>
 size_t FillChunk(const Vector<Scalar>& vector, uint64_t offset, uint64_t transfer, v1::VectorChunk* chunk);
 
+// INVALID_ARGUMENT when the header announces another element type, or another size than `expected_size`.
+template <typename Scalar>
+absl::Status CheckHeader(const v1::VectorHeader& header, int64_t expected_size);
+
 // Puts one transfer together. Chunks go straight into their place, in any order.
 template <typename Scalar>
 class VectorAssembler {
  public:
-  // INVALID_ARGUMENT when the header announces another element type, or another size than `expected_size`: nothing is
-  // allocated before that is known. `recycled` lends its memory; its content is lost.
-  static absl::StatusOr<VectorAssembler> Create(const v1::VectorHeader& header, int64_t expected_size,
-                                                Vector<Scalar> recycled = {});
+  using Allocate = absl::FunctionRef<SharedVector<Scalar>(int64_t size)>;
 
-  // INVALID_ARGUMENT when the chunk is empty, belongs to another transfer, is not made of whole elements, passes the
-  // end, or overlaps what is there; the vector is then unchanged.
+  // The error of CheckHeader, before anything is allocated.
+  static absl::StatusOr<VectorAssembler> Create(const v1::VectorHeader& header, int64_t expected_size,
+                                                Allocate allocate = NewSharedVector<Scalar>);
+
+  // Where `size` bytes from `offset` on have to go, which count as received from now on. INVALID_ARGUMENT when they are
+  // none, belong to another transfer, are not made of whole elements, pass the end, or overlap what is there; nothing
+  // is changed then.
+  absl::StatusOr<char*> Claim(uint64_t transfer, uint64_t offset, uint64_t size);
+  // The same for a chunk, which is copied into its place.
   absl::Status Add(const v1::VectorChunk& chunk);
 
   bool complete() const { return received_bytes_ == total_bytes(); }
@@ -62,20 +72,18 @@ class VectorAssembler {
 
   uint64_t transfer() const { return transfer_; }
   const std::string& name() const { return name_; }
-  uint64_t total_bytes() const { return vector_.size() * sizeof(Scalar); }
+  uint64_t total_bytes() const { return vector_.num_bytes(); }
   uint64_t received_bytes() const { return received_bytes_; }
 
   // Requires complete().
-  Vector<Scalar> Take() &&;
-  // Gives the memory of an unfinished transfer back for another one.
-  Vector<Scalar> Recycle() && { return std::move(vector_); }
+  SharedVector<Scalar> Take() &&;
 
  private:
-  VectorAssembler(const v1::VectorHeader& header, Vector<Scalar> vector);
+  VectorAssembler(const v1::VectorHeader& header, SharedVector<Scalar> vector);
 
   uint64_t transfer_;
   std::string name_;
-  Vector<Scalar> vector_;
+  SharedVector<Scalar> vector_;
   uint64_t received_bytes_ = 0;
   std::map<uint64_t, uint64_t>
       received_;  // begin -> end of the byte ranges that are there; disjoint, neighbours merged

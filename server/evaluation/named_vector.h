@@ -6,16 +6,20 @@
 #include <utility>
 #include <variant>
 
-#include "core/vector.h"
-#include "proto/wire/vector_codec.h"
+#include "absl/types/span.h"
+#include "hfopt/v1/vector.pb.h"
+#include "proto/wire/shared_vector.h"
 
 namespace hfopt::server {
 
 // A vector of a run whose element type is known only at run time: sessions and pools move vectors, they do not compute.
-using AnyVector = std::variant<Vector<float>, Vector<double>>;
+using AnyVector = std::variant<wire::SharedVector<float>, wire::SharedVector<double>>;
 
 inline int64_t Size(const AnyVector& vector) {
   return std::visit([](const auto& v) -> int64_t { return v.size(); }, vector);
+}
+inline absl::Span<const char> Bytes(const AnyVector& vector) {
+  return std::visit([](const auto& v) { return absl::MakeConstSpan(v.bytes(), v.num_bytes()); }, vector);
 }
 inline v1::ElementType ElementTypeOf(const AnyVector& vector) {
   return vector.index() == 0 ? v1::ELEMENT_TYPE_FLOAT32 : v1::ELEMENT_TYPE_FLOAT64;

@@ -5,7 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
-#include "server/evaluation/shard_reducer.h"
+#include "proto/wire/vector_codec.h"
 
 namespace hfopt::server {
 
@@ -21,27 +21,16 @@ class RemoteObjective<Scalar>::RemoteProduct : public CurvatureProduct<Scalar> {
     v1::EvaluationRequest request;
     request.mutable_product()->mutable_point()->set_base(theta_->name);
     request.mutable_product()->set_direction(direction->name);
-    std::vector<Unit> units = objective_.MakeUnits(sample_, request, {theta_, direction});
-    const std::vector<int> shards = ShardsOf(units);
-    auto answers = objective_.pool_.Evaluate(std::move(units));
+    VectorReducer<Scalar> reducer(product);
+    const absl::Status status = objective_.pool_.Evaluate(
+        objective_.MakeUnits(sample_, request, {theta_, direction}), [&](UnitAnswer unit) {
+          const v1::ProductAnswer& a = unit.answer.product();
+          return objective_.Add(unit, a.product_transfer(), a.weight(), "Gauss-Newton product", reducer);
+        });
     if (direction != theta_) objective_.Release({direction});
-    HFOPT_RETURN_IF_ERROR(answers.status());
-    VectorReducer<Scalar> reducer;
-    for (size_t i = 0; i < answers->size(); ++i) {
-      UnitAnswer& unit = (*answers)[i];
-      const v1::ProductAnswer& a = unit.answer.product();
-      HFOPT_ASSIGN_OR_RETURN(
-          Vector<Scalar> sum, objective_.TakeFinite(unit, a.product_transfer(), shards[i], "Gauss-Newton product"));
-      reducer.Add(std::move(sum), a.weight());
-    }
-    product = std::move(reducer).Mean();
+    HFOPT_RETURN_IF_ERROR(status);
+    reducer.Finish();
     return absl::OkStatus();
-  }
-
-  static std::vector<int> ShardsOf(const std::vector<Unit>& units) {
-    std::vector<int> shards;
-    for (const Unit& unit : units) shards.push_back(unit.shard);
-    return shards;
   }
 
  private:
@@ -59,11 +48,13 @@ RemoteObjective<Scalar>::~RemoteObjective() {
 template <typename Scalar>
 NamedVectorPtr RemoteObjective<Scalar>::Name(const Vector<Scalar>& vector,
                                              const std::vector<NamedVectorPtr>& known) const {
-  std::string name = wire::ContentName(vector);
+  std::string name = wire::ContentName<Scalar>(vector);
   for (const NamedVectorPtr& candidate : known) {
     if (candidate != nullptr && candidate->name == name) return candidate;
   }
-  return std::make_shared<const NamedVector>(NamedVector{std::move(name), vector});
+  wire::SharedVector<Scalar> copy = pool_.NewVector<Scalar>();
+  copy.map() = vector;
+  return std::make_shared<const NamedVector>(NamedVector{std::move(name), std::move(copy)});
 }
 
 template <typename Scalar>
@@ -104,21 +95,21 @@ std::vector<Unit> RemoteObjective<Scalar>::MakeUnits(const Sample& sample, const
 }
 
 template <typename Scalar>
-absl::StatusOr<Vector<Scalar>> RemoteObjective<Scalar>::TakeFinite(UnitAnswer& answer, uint64_t transfer, int shard,
-                                                                   absl::string_view what) const {
+absl::Status RemoteObjective<Scalar>::Add(const UnitAnswer& answer, uint64_t transfer, double weight, absl::string_view what,
+                                          VectorReducer<Scalar>& reducer) const {
   const auto it = answer.vectors.find(transfer);
-  auto* const vector = it == answer.vectors.end() ? nullptr : std::get_if<Vector<Scalar>>(&it->second);
-  if (vector == nullptr) {
-    return absl::InternalError(absl::StrCat(run_name_, ": shard ", shard, ": transfer ", transfer, " is missing"));
+  const auto* const shared = it == answer.vectors.end() ? nullptr : std::get_if<wire::SharedVector<Scalar>>(&it->second);
+  if (shared == nullptr) {
+    return absl::InternalError(absl::StrCat(run_name_, ": shard ", answer.shard, ": transfer ", transfer, " is missing"));
   }
-  if (const int64_t first = FirstNonFinite(*vector); first >= 0) {
-    const int64_t count = vector->size() - vector->array().isFinite().count();
-    return absl::InvalidArgumentError(absl::StrCat(
-        run_name_, ": shard ", shard, ": the ", what, " of worker ", answer.worker_id, " has ", count,
-        " non-finite elements of ", vector->size(), ", the first (", (*vector)[first], ") at index ", first,
-        "; nothing of it was used. Check the model's arithmetic there (overflow, log of 0) and resume the run"));
-  }
-  return std::move(*vector);
+  const auto vector = shared->map();
+  if (reducer.Add(vector, weight)) return absl::OkStatus();
+  const int64_t first = std::max<int64_t>(0, FirstNonFinite<Scalar>(vector));
+  const int64_t count = vector.size() - vector.array().isFinite().count();
+  return absl::InvalidArgumentError(absl::StrCat(
+      run_name_, ": shard ", answer.shard, ": the ", what, " of worker ", answer.worker_id, " has ", count,
+      " non-finite elements of ", vector.size(), ", the first (", vector[first], ") at index ", first,
+      "; nothing of it was used. Check the model's arithmetic there (overflow, log of 0) and resume the run"));
 }
 
 template <typename Scalar>
@@ -157,16 +148,15 @@ absl::StatusOr<std::vector<LossAnswer>> RemoteObjective<Scalar>::Losses(const Ve
 
   std::vector<NamedVectorPtr> vectors = directions;
   vectors.push_back(base);
-  HFOPT_ASSIGN_OR_RETURN(const std::vector<UnitAnswer> answers,
-                         pool_.Evaluate(MakeUnits(sample, request, vectors)));
   LossReducer reducer(trials.size());
-  for (const UnitAnswer& unit : answers) {
+  HFOPT_RETURN_IF_ERROR(pool_.Evaluate(MakeUnits(sample, request, vectors), [&](UnitAnswer unit) {
     const v1::LossesAnswer& a = unit.answer.losses();
     reducer.Add({a.loss_sums().begin(), a.loss_sums().end()}, a.weight());
     for (const v1::MetricSums& metric : a.metrics()) {
       reducer.AddMetric(metric.name(), {metric.sums().begin(), metric.sums().end()});
     }
-  }
+    return absl::OkStatus();
+  }));
   return reducer.Mean();
 }
 
@@ -184,31 +174,26 @@ absl::StatusOr<GradientAnswer<Scalar>> RemoteObjective<Scalar>::Gradient(const V
   for (Unit& unit : units) {
     unit.request.mutable_gradient()->set_sub_batches(std::min<uint64_t>(parts, unit.request.slice().count()));
   }
-  const std::vector<int> shards = RemoteProduct::ShardsOf(units);
-  HFOPT_ASSIGN_OR_RETURN(std::vector<UnitAnswer> answers, pool_.Evaluate(std::move(units)));
 
+  GradientAnswer<Scalar> answer;
   LossReducer loss(1);
-  VectorReducer<Scalar> gradient, second_moment;
+  VectorReducer<Scalar> gradient(answer.gradient), second_moment(answer.second_moment);
   std::vector<PartNorm> part_norms;
-  for (size_t i = 0; i < answers.size(); ++i) {
-    const v1::GradientAnswer& a = answers[i].answer.gradient();
+  HFOPT_RETURN_IF_ERROR(pool_.Evaluate(std::move(units), [&](UnitAnswer unit) -> absl::Status {
+    const v1::GradientAnswer& a = unit.answer.gradient();
     loss.Add({a.loss_sum()}, a.weight());
-    HFOPT_ASSIGN_OR_RETURN(Vector<Scalar> sum,
-                           TakeFinite(answers[i], a.gradient_transfer(), shards[i], "gradient"));
-    gradient.Add(std::move(sum), a.weight());
+    HFOPT_RETURN_IF_ERROR(Add(unit, a.gradient_transfer(), a.weight(), "gradient", gradient));
     if (extras.second_moment) {
-      HFOPT_ASSIGN_OR_RETURN(Vector<Scalar> squares,
-                             TakeFinite(answers[i], a.second_moment_transfer(), shards[i], "second moment"));
-      second_moment.Add(std::move(squares), a.weight());
+      HFOPT_RETURN_IF_ERROR(Add(unit, a.second_moment_transfer(), a.weight(), "second moment", second_moment));
     }
     for (const v1::SubBatch& part : a.sub_batches()) part_norms.push_back({part.squared_norm(), part.weight()});
-  }
-  GradientAnswer<Scalar> answer;
+    return absl::OkStatus();
+  }));
+  gradient.Finish();
+  if (extras.second_moment) second_moment.Finish();
   answer.loss = loss.Mean()[0].loss;
   answer.weight = gradient.weight();
-  answer.gradient = std::move(gradient).Mean();
   answer.noise = GradientNoise(part_norms, Norm(answer.gradient));
-  if (extras.second_moment) answer.second_moment = std::move(second_moment).Mean();
   return answer;
 }
 
@@ -224,8 +209,12 @@ absl::StatusOr<Vector<Scalar>> RemoteObjective<Scalar>::InitialParameters(uint64
   unit.request.mutable_initial_parameters()->set_seed(seed);
   std::vector<Unit> units;
   units.push_back(std::move(unit));
-  HFOPT_ASSIGN_OR_RETURN(std::vector<UnitAnswer> answers, pool_.Evaluate(std::move(units)));
-  return TakeFinite(answers[0], answers[0].answer.initial_parameters().parameters_transfer(), 0, "initial parameters");
+  Vector<Scalar> theta;
+  VectorReducer<Scalar> reducer(theta);  // of one answer
+  HFOPT_RETURN_IF_ERROR(pool_.Evaluate(std::move(units), [&](UnitAnswer answer) {
+    return Add(answer, answer.answer.initial_parameters().parameters_transfer(), 1, "initial parameters", reducer);
+  }));
+  return theta;
 }
 
 template class RemoteObjective<float>;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/objective.h"
+#include "server/evaluation/shard_reducer.h"
 #include "server/evaluation/worker_pool.h"
 
 namespace hfopt::server {
@@ -43,13 +44,14 @@ class RemoteObjective : public Objective<Scalar> {
   // One unit for each shard with data in the sample; `request` is completed with the shard's slice.
   std::vector<Unit> MakeUnits(const Sample& sample, const v1::EvaluationRequest& request,
                               const std::vector<NamedVectorPtr>& vectors) const;
-  // A name for `vector`; a copy of it unless one of `known` has the name.
+  // `vector` under its name: one of `known` that has it already, else a copy.
   NamedVectorPtr Name(const Vector<Scalar>& vector, const std::vector<NamedVectorPtr>& known) const;
   // Makes `theta` the resident point; releases what belonged to the one before.
   NamedVectorPtr SetTheta(const Vector<Scalar>& theta);
   void Release(const std::vector<NamedVectorPtr>& vectors);
-  // The vector of an answer; INVALID_ARGUMENT naming worker, shard and index when it is not finite.
-  absl::StatusOr<Vector<Scalar>> TakeFinite(UnitAnswer& answer, uint64_t transfer, int shard, absl::string_view what) const;
+  // Adds a vector of an answer to the sum over the shards; INVALID_ARGUMENT naming worker, shard and index when it is not finite.
+  absl::Status Add(const UnitAnswer& answer, uint64_t transfer, double weight, absl::string_view what,
+                   VectorReducer<Scalar>& reducer) const;
 
   const std::string run_name_;
   WorkerPool& pool_;

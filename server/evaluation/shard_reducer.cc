@@ -26,19 +26,33 @@ std::vector<LossAnswer> LossReducer::Mean() const {
 }
 
 template <typename Scalar>
-void VectorReducer<Scalar>::Add(Vector<Scalar> shard_sum, double weight) {
-  if (sum_.size() == 0) {
-    sum_ = std::move(shard_sum);
-  } else {
-    sum_ += shard_sum;
+bool VectorReducer<Scalar>::Add(const Eigen::Ref<const Vector<Scalar>>& shard_sum, double weight) {
+  const int64_t n = shard_sum.size();
+  const bool first = std::exchange(empty_, false);
+  if (first) mean_.resize(n);
+  const Scalar* const x = shard_sum.data();
+  Scalar* const y = mean_.data();
+  // A sum of products with zero is NaN exactly when some element is not finite. Each lane has a sum of its own, so that the loop can be
+  // vectorised.
+  constexpr int kLanes = 16;
+  Scalar zeros[kLanes] = {};
+  const auto add = [&](int64_t i, int lane) {
+    const Scalar xi = x[i];
+    y[i] = first ? xi : y[i] + xi;
+    zeros[lane] += xi * Scalar{0};
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) add(i + lane, lane);
   }
+  for (; i < n; ++i) add(i, 0);
   weight_ += weight;
+  return std::all_of(zeros, zeros + kLanes, [](Scalar zero) { return zero == 0; });
 }
 
 template <typename Scalar>
-Vector<Scalar> VectorReducer<Scalar>::Mean() && {
-  sum_ *= static_cast<Scalar>(1 / weight_);
-  return std::move(sum_);
+void VectorReducer<Scalar>::Finish() {
+  mean_ *= static_cast<Scalar>(1 / weight_);
 }
 
 double GradientNoise(const std::vector<PartNorm>& parts, double gradient_norm) {

@@ -36,17 +36,23 @@ class LossReducer {
   double weight_ = 0;
 };
 
-// The mean of a vector.
+// The mean of a vector, made in memory of its user's.
 template <typename Scalar>
 class VectorReducer {
  public:
-  void Add(Vector<Scalar> shard_sum, double weight);
+  // `mean` is resized and overwritten, and must outlive this.
+  explicit VectorReducer(Vector<Scalar>& mean) : mean_(mean) {}
 
+  // One pass over both vectors. False when an element of shard_sum is not finite: the mean is of no use then.
+  [[nodiscard]] bool Add(const Eigen::Ref<const Vector<Scalar>>& shard_sum, double weight);
   double weight() const { return weight_; }
-  Vector<Scalar> Mean() &&;
+
+  // After the last Add: divides the sum by the weight.
+  void Finish();
 
  private:
-  Vector<Scalar> sum_;
+  Vector<Scalar>& mean_;
+  bool empty_ = true;
   double weight_ = 0;
 };
 

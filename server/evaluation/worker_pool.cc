@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "core/status_macros.h"
+#include "proto/wire/vector_codec.h"
 
 namespace hfopt::server {
 namespace {
@@ -219,7 +220,12 @@ absl::Status WorkerPool::Join(const v1::Hello& hello, std::shared_ptr<WorkerLink
     return absl::OkStatus();
   }
   HFOPT_RETURN_IF_ERROR(CheckHello(hello));
-  if (!model_.has_value()) model_ = Describe(hello, expected_);
+  if (!model_.has_value()) {
+    model_ = Describe(hello, expected_);
+    const size_t element_size = options_.element_type == v1::ELEMENT_TYPE_FLOAT64 ? sizeof(double) : sizeof(float);
+    buffers_ = std::make_shared<wire::BufferPool>(model_->num_parameters * element_size);
+    to_workers_ = nullptr;
+  }
   Worker& worker = workers_[hello.worker_id()];
   if (worker.link != nullptr) {
     Detach(worker)->Close(absl::FailedPreconditionError(
@@ -250,9 +256,32 @@ v1::SessionResponse WorkerPool::WelcomeMessage() const {
   return message;
 }
 
+std::optional<v1::SharedMemory> WorkerPool::ShareMemory(Worker& worker) {
+  if (options_.host.empty() || worker.hello.host() != options_.host) return std::nullopt;
+  // Slots cost nothing before they are used. To workers: theta, the directions kept, and what comes before the old ones have gone. To the
+  // server: an answer of each shard, two with the second moment, and what waits to be sent.
+  constexpr uint32_t kSlotsToWorkers = 8;
+  const uint32_t slots_to_server = static_cast<uint32_t>(std::min(2 * shards_ + 2, 500));
+  using wire::SharedSegment;
+  if (to_workers_ == nullptr) {
+    auto segment = SharedSegment::Create(buffers_->bytes(), kSlotsToWorkers, SharedSegment::Peer::kReads);
+    if (!segment.ok()) return std::nullopt;
+    to_workers_ = *std::move(segment);
+  }
+  auto to_server = SharedSegment::Create(buffers_->bytes(), slots_to_server, SharedSegment::Peer::kWrites);
+  if (!to_server.ok()) return std::nullopt;
+  v1::SharedMemory memory;
+  *memory.mutable_to_worker() = to_workers_->Describe();
+  *memory.mutable_to_server() = (*to_server)->Describe();
+  worker.link->UseSharedMemory(to_workers_, *std::move(to_server));
+  return memory;
+}
+
 void WorkerPool::WelcomeWorker(Worker& worker) {
   worker.welcomed = true;
-  worker.link->Send(WelcomeMessage());
+  v1::SessionResponse welcome = WelcomeMessage();
+  if (auto memory = ShareMemory(worker)) *welcome.mutable_welcome()->mutable_shared_memory() = *std::move(memory);
+  worker.link->Send(std::move(welcome));
 
   v1::SessionResponse release;
   for (auto name = worker.held.begin(); name != worker.held.end();) {
@@ -310,7 +339,7 @@ absl::Status WorkerPool::OnAnswer(const WorkerLink* link, v1::Answer answer, std
   ++worker->answers;
   worker->compute_seconds += answer.compute_seconds();
   evaluation_seconds_[worker_id] += answer.compute_seconds();
-  answers_[pending.index] = UnitAnswer{std::move(answer), std::move(vectors), worker_id};
+  answers_[pending.index] = UnitAnswer{pending.unit->shard, std::move(answer), std::move(vectors), worker_id};
   pending_.erase(it);
   changed_.SignalAll();
   return absl::OkStatus();
@@ -484,7 +513,7 @@ absl::StatusOr<ModelDescription> WorkerPool::AwaitWorkers() {
   }
 }
 
-absl::StatusOr<std::vector<UnitAnswer>> WorkerPool::Evaluate(std::vector<Unit> units) {
+absl::Status WorkerPool::Evaluate(std::vector<Unit> units, TakeAnswer take) {
   absl::MutexLock lock(&mu_);
   failure_ = absl::OkStatus();
   evaluation_seconds_.clear();
@@ -494,6 +523,7 @@ absl::StatusOr<std::vector<UnitAnswer>> WorkerPool::Evaluate(std::vector<Unit> u
     pending_[next_id_++] = {.unit = &units[i], .index = i};
   }
   absl::Time since = options_.now();
+  size_t taken = 0;
   while (true) {
     DropLostWorkers();
     for (auto& [id, pending] : pending_) {
@@ -506,17 +536,29 @@ absl::StatusOr<std::vector<UnitAnswer>> WorkerPool::Evaluate(std::vector<Unit> u
       AbandonEvaluation();
       return !interrupted_.ok() ? interrupted_ : failure_;
     }
-    if (pending_.empty()) break;
-    WaitForChange();
+    if (taken == units.size()) break;
+    if (!answers_[taken].has_value()) {
+      WaitForChange();
+      continue;
+    }
+    UnitAnswer answer = *std::exchange(answers_[taken], std::nullopt);
+    const bool all_have_answered = pending_.empty();
+    const absl::Time begin = options_.now();
+    mu_.Unlock();
+    const absl::Status status = take(std::move(answer));
+    mu_.Lock();
+    if (all_have_answered) accounting_.reducing += absl::ToDoubleSeconds(options_.now() - begin);
+    if (!status.ok()) {
+      AbandonEvaluation();
+      return status;
+    }
+    ++taken;
   }
   double slowest = 0;
   for (const auto& [id, seconds] : evaluation_seconds_) slowest = std::max(slowest, seconds);
   accounting_.client_compute += slowest;
-  std::vector<UnitAnswer> answers;
-  answers.reserve(units.size());
-  for (std::optional<UnitAnswer>& answer : answers_) answers.push_back(*std::move(answer));
   answers_.clear();
-  return answers;
+  return absl::OkStatus();
 }
 
 void WorkerPool::AbandonEvaluation() {
@@ -571,6 +613,17 @@ void WorkerPool::CloseSessions(const absl::Status& status) {
   }
 }
 
+std::shared_ptr<void> WorkerPool::NewBlock() const {
+  absl::MutexLock lock(&mu_);
+  std::shared_ptr<void> slot = to_workers_ != nullptr ? to_workers_->Acquire() : nullptr;
+  return slot != nullptr ? slot : buffers_->Get();
+}
+
+std::shared_ptr<wire::BufferPool> WorkerPool::buffers() const {
+  absl::MutexLock lock(&mu_);
+  return buffers_;
+}
+
 std::string WorkerPool::WaitingFor() const {
   absl::MutexLock lock(&mu_);
   return waiting_for_;
@@ -588,6 +641,7 @@ std::vector<v1::WorkerStatus> WorkerPool::workers() const {
     }
     status.set_answers(worker.answers);
     status.set_compute_seconds(worker.compute_seconds);
+    status.set_shared_memory(worker.link != nullptr && worker.link->shared_memory());
     status.set_bytes_sent(worker.past_bytes_sent + (worker.link ? worker.link->bytes_sent() : 0));
     status.set_bytes_received(worker.past_bytes_received + (worker.link ? worker.link->bytes_received() : 0));
     statuses.push_back(std::move(status));

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
@@ -43,6 +44,7 @@ struct Unit {
 };
 
 struct UnitAnswer {
+  int shard = 0;
   v1::Answer answer;
   std::map<uint64_t, AnyVector> vectors;  // by transfer
   std::string worker_id;
@@ -52,6 +54,7 @@ struct UnitAnswer {
 struct PoolAccounting {
   double evaluating = 0;      // in Evaluate, while all shards were served
   double client_compute = 0;  // of the slowest worker of each evaluation
+  double reducing = 0;        // in what takes the answers, once all had come
   double waiting = 0;         // for a worker that serves some shard
   int64_t reissued = 0;       // requests sent again because their worker was lost or failed
 };
@@ -70,6 +73,8 @@ class WorkerPool {
     absl::Duration lease = absl::Seconds(10);
     // RESOURCE_EXHAUSTED when a run with so many parameters does not fit into the server.
     std::function<absl::Status(int64_t num_parameters)> check_memory = [](int64_t) { return absl::OkStatus(); };
+    // Whether workers of this machine, by its name, are offered shared memory; empty: none are.
+    std::string host = wire::HostName();
     std::function<absl::Time()> now = absl::Now;
   };
   explicit WorkerPool(Options options);
@@ -102,9 +107,13 @@ class WorkerPool {
   // Waits until a worker is present and, if shards are set, all are served. CANCELLED after Interrupt.
   absl::StatusOr<ModelDescription> AwaitWorkers();
 
-  // Has every unit computed and returns the answers in the order of the units. Blocks while shards are not served. Units of lost workers are
-  // given to others. Errors: CANCELLED after Interrupt; a model's own failure, when no other worker can do better.
-  absl::StatusOr<std::vector<UnitAnswer>> Evaluate(std::vector<Unit> units);
+  // Takes the answers in the order of the units, each as soon as it and all before it are there, so that what is done with one overlaps
+  // with the computing and moving of the next. An error ends the evaluation.
+  using TakeAnswer = absl::FunctionRef<absl::Status(UnitAnswer answer)>;
+
+  // Has every unit computed. Blocks while shards are not served. Units of lost workers are given to others. Errors: CANCELLED after
+  // Interrupt; a model's own failure, when no other worker can do better; what `take` returned.
+  absl::Status Evaluate(std::vector<Unit> units, TakeAnswer take);
 
   // Spreads the shards evenly over the workers that can serve them; to be called where moving a shard costs little.
   void Rebalance();
@@ -121,6 +130,16 @@ class WorkerPool {
   void Finish(const v1::Finished& finished);
   // Closes all sessions, for example because the server drains: the workers dial again.
   void CloseSessions(const absl::Status& status);
+
+  // Where sessions get the memory for vectors that they receive; null before a worker has joined.
+  std::shared_ptr<wire::BufferPool> buffers() const;
+
+  // Memory for a vector that is sent to workers: shared with those of this machine, if there are any. Requires that a worker has joined.
+  template <typename Scalar>
+  wire::SharedVector<Scalar> NewVector() const {
+    const std::shared_ptr<void> block = NewBlock();
+    return {std::shared_ptr<Scalar>(block, static_cast<Scalar*>(block.get())), buffers()->size<Scalar>()};
+  }
 
   // "1 of 2 shards served; waiting for shard 1"; empty when nothing is waited for.
   std::string WaitingFor() const;
@@ -160,6 +179,9 @@ class WorkerPool {
   absl::Time LeaseEnd(const Worker& worker) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool IsAlive(const Worker& worker) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   int CountPresent() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  std::shared_ptr<void> NewBlock() const;
+  // Sets up shared memory with a worker of this machine and describes it. Empty where there is none.
+  std::optional<v1::SharedMemory> ShareMemory(Worker& worker) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Worker* FindByLink(const WorkerLink* link) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status CheckHello(const v1::Hello& hello) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status CheckShards(const v1::Hello& hello) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -195,6 +217,8 @@ class WorkerPool {
   std::optional<v1::Finished> finished_ ABSL_GUARDED_BY(mu_);
   ModelDescription expected_ ABSL_GUARDED_BY(mu_);              // by the run's record
   std::optional<ModelDescription> model_ ABSL_GUARDED_BY(mu_);  // of the workers there are
+  std::shared_ptr<wire::BufferPool> buffers_ ABSL_GUARDED_BY(mu_);  // of blocks for num_parameters elements
+  std::shared_ptr<wire::SharedSegment> to_workers_ ABSL_GUARDED_BY(mu_);  // once a worker of this machine has joined
   int shards_ ABSL_GUARDED_BY(mu_) = 0;
   std::map<std::string, Worker> workers_ ABSL_GUARDED_BY(mu_);  // by id
   std::map<int, std::string> owners_ ABSL_GUARDED_BY(mu_);      // shard -> worker id

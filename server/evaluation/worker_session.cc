@@ -1,5 +1,6 @@
 #include "server/evaluation/worker_session.h"
 
+#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -33,16 +34,30 @@ void WorkerSession::OnReadDone(bool ok) {
     return;
   }
   last_heard_ = absl::ToUnixNanos(absl::Now());
-  if (absl::Status status = CatchOutOfMemory([this] { return Handle(incoming_); }); !status.ok()) {
+  const absl::Status status = CatchOutOfMemory([this] { return HandleIncoming(); });
+  incoming_.Clear();
+  if (!status.ok()) {
     // One that breaks the protocol is sent away, and not waited for.
     if (pool_ != nullptr) pool_->OnDrain(this);
-    Close(std::move(status));
+    Close(status);
     return;
   }
   StartRead(&incoming_);
 }
 
-absl::Status WorkerSession::Handle(const v1::SessionRequest& message) {
+absl::Status WorkerSession::HandleIncoming() {
+  if (const std::optional<wire::ChunkFrame> chunk = wire::FindChunk(incoming_); chunk.has_value() && pool_ != nullptr) {
+    return HandleChunk(chunk->transfer, chunk->offset, chunk->size,
+                       [&](char* to) { wire::CopyChunk(incoming_, *chunk, to); });
+  }
+  v1::SessionRequest message;
+  if (!wire::ParseFrame(incoming_, &message)) {
+    return absl::InvalidArgumentError("a message is no encoding of hfopt.v1.SessionRequest");
+  }
+  return Handle(message);
+}
+
+absl::Status WorkerSession::Handle(v1::SessionRequest& message) {
   if (pool_ == nullptr && !message.has_hello()) {
     return absl::InvalidArgumentError("the first message of a session must be Hello");
   }
@@ -52,12 +67,18 @@ absl::Status WorkerSession::Handle(const v1::SessionRequest& message) {
     case v1::SessionRequest::kVectorHeader:
       return HandleHeader(message.vector_header());
     case v1::SessionRequest::kVectorChunk:
-      return HandleChunk(message.vector_chunk());
+      return HandleChunk(message.vector_chunk().transfer(), message.vector_chunk().offset(),
+                         message.vector_chunk().data().size(), [&](char* to) {
+                           const std::string& data = message.vector_chunk().data();
+                           std::memcpy(to, data.data(), data.size());
+                         });
     case v1::SessionRequest::kAnswer:
-      return HandleAnswer(message.answer());
+      return HandleAnswer(std::move(*message.mutable_answer()));
     case v1::SessionRequest::kDrain:
       pool_->OnDrain(this);
       return absl::OkStatus();
+    case v1::SessionRequest::kSharedMemoryAttached:
+      return HandleAttached();
     case v1::SessionRequest::kLeaseRenewal:
     case v1::SessionRequest::MESSAGE_NOT_SET:  // of a later protocol version
       return absl::OkStatus();
@@ -77,51 +98,82 @@ absl::Status WorkerSession::HandleHello(const v1::Hello& hello) {
     return absl::InvalidArgumentError("Hello.worker_id must be 1 to 63 characters of [a-z0-9-]");
   }
   HFOPT_ASSIGN_OR_RETURN(std::shared_ptr<WorkerPool> pool, find_pool_(hello));
-  num_parameters_ = static_cast<int64_t>(hello.num_parameters());
-  element_type_ = pool->element_type();
   HFOPT_RETURN_IF_ERROR(pool->Join(hello, shared_from_this()));
+  buffers_ = pool->buffers();
   pool_ = std::move(pool);
   return absl::OkStatus();
 }
 
 absl::Status WorkerSession::HandleHeader(const v1::VectorHeader& header) {
-  if (assemblers_.size() >= kMaxOpenTransfers) {
+  if (buffers_ == nullptr) return absl::InvalidArgumentError("the run has ended; nothing is received for it");
+  if (assemblers_.size() + handed_over_.size() >= kMaxOpenTransfers) {
     return absl::InvalidArgumentError(absl::StrCat("more than ", kMaxOpenTransfers, " transfers are open"));
   }
-  if (assemblers_.contains(header.transfer())) {
+  if (assemblers_.contains(header.transfer()) || handed_over_.contains(header.transfer())) {
     return absl::InvalidArgumentError(absl::StrCat("transfer ", header.transfer(), " is open already"));
   }
-  const auto open = [&](auto assembler) -> absl::Status {
-    if (!assembler.ok()) return assembler.status();
-    assemblers_.emplace(header.transfer(), *std::move(assembler));
+  std::shared_ptr<void> memory;  // where the vector lies, if it does not come in chunks
+  if (header.has_slot()) {
+    if (!attached_) return absl::InvalidArgumentError("VectorHeader.slot was used without SharedMemoryAttached");
+    absl::MutexLock lock(&mu_);
+    HFOPT_ASSIGN_OR_RETURN(memory, to_server_->Take(header.slot()));
+  }
+  const auto open = [&]<typename Scalar>(Scalar) -> absl::Status {
+    if (memory != nullptr) {
+      HFOPT_RETURN_IF_ERROR(wire::CheckHeader<Scalar>(header, buffers_->size<Scalar>()));
+      std::shared_ptr<Scalar> numbers(memory, static_cast<Scalar*>(memory.get()));
+      handed_over_.emplace(header.transfer(), wire::SharedVector<Scalar>(std::move(numbers), buffers_->size<Scalar>()));
+      bytes_received_ += header.size() * sizeof(Scalar);
+      return absl::OkStatus();
+    }
+    HFOPT_ASSIGN_OR_RETURN(auto assembler,
+                           wire::VectorAssembler<Scalar>::Create(header, buffers_->size<Scalar>(), [&](int64_t) {
+                             return buffers_->GetVector<Scalar>();
+                           }));
+    assemblers_.emplace(header.transfer(), std::move(assembler));
     return absl::OkStatus();
   };
-  if (element_type_ == v1::ELEMENT_TYPE_FLOAT64) {
-    return open(wire::VectorAssembler<double>::Create(header, num_parameters_));
-  }
-  return open(wire::VectorAssembler<float>::Create(header, num_parameters_));
+  return pool_->element_type() == v1::ELEMENT_TYPE_FLOAT64 ? open(double{}) : open(float{});
 }
 
-absl::Status WorkerSession::HandleChunk(const v1::VectorChunk& chunk) {
-  const auto assembler = assemblers_.find(chunk.transfer());
+absl::Status WorkerSession::HandleChunk(uint64_t transfer, uint64_t offset, uint64_t size,
+                                        absl::FunctionRef<void(char* to)> copy) {
+  const auto assembler = assemblers_.find(transfer);
   if (assembler == assemblers_.end()) {
-    return absl::InvalidArgumentError(absl::StrCat("chunk of transfer ", chunk.transfer(), ", which is not open"));
+    return absl::InvalidArgumentError(absl::StrCat("chunk of transfer ", transfer, ", which is not open"));
   }
-  bytes_received_ += chunk.data().size();
-  return std::visit([&](auto& a) { return a.Add(chunk); }, assembler->second);
+  HFOPT_ASSIGN_OR_RETURN(char* const place,
+                         std::visit([&](auto& a) { return a.Claim(transfer, offset, size); }, assembler->second));
+  bytes_received_ += size;
+  copy(place);
+  return absl::OkStatus();
 }
 
-absl::Status WorkerSession::HandleAnswer(const v1::Answer& answer) {
-  std::map<uint64_t, AnyVector> vectors;
+absl::Status WorkerSession::HandleAnswer(v1::Answer answer) {
+  std::map<uint64_t, AnyVector> vectors = std::exchange(handed_over_, {});
   for (auto& [transfer, assembler] : assemblers_) {
     HFOPT_RETURN_IF_ERROR(std::visit([](auto& a) { return a.CheckComplete(); }, assembler));
     vectors.emplace(transfer, std::visit([](auto& a) -> AnyVector { return std::move(a).Take(); }, assembler));
   }
   assemblers_.clear();
-  return pool_->OnAnswer(this, answer, std::move(vectors));
+  return pool_->OnAnswer(this, std::move(answer), std::move(vectors));
+}
+
+absl::Status WorkerSession::HandleAttached() {
+  absl::MutexLock lock(&mu_);
+  if (to_worker_ == nullptr) return absl::InvalidArgumentError("SharedMemoryAttached was sent, but no memory was offered");
+  attached_ = true;
+  return absl::OkStatus();
 }
 
 // ---------------------------------------------------------------------------------------------------------------- writing
+
+void WorkerSession::UseSharedMemory(std::shared_ptr<wire::SharedSegment> to_worker,
+                                    std::shared_ptr<wire::SharedSegment> to_server) {
+  absl::MutexLock lock(&mu_);
+  to_worker_ = std::move(to_worker);
+  to_server_ = std::move(to_server);
+}
 
 void WorkerSession::Send(v1::SessionResponse message) {
   {
@@ -160,23 +212,30 @@ void WorkerSession::Pump() {
     if (writing_ || finished_) return;
     if (!broken_ && !outgoing_.empty()) {
       if (auto* message = std::get_if<v1::SessionResponse>(&outgoing_.front())) {
-        response_ = std::move(*message);
+        written_ = wire::Frame(*message);
         outgoing_.pop_front();
       } else {
         auto& out = std::get<OutgoingVector>(outgoing_.front());
         const AnyVector& vector = out.vector->vector;
         if (!out.header_sent) {
           out.header_sent = true;
-          *response_.mutable_vector_header() =
+          v1::SessionResponse message;
+          *message.mutable_vector_header() =
               wire::MakeHeader(out.transfer, out.vector->name, Size(vector), ElementTypeOf(vector));
+          const std::optional<uint32_t> slot = attached_ ? to_worker_->SlotOf(Bytes(vector).data()) : std::nullopt;
+          if (slot.has_value()) {
+            message.mutable_vector_header()->set_slot(*slot);
+            bytes_sent_ += Bytes(vector).size();
+            outgoing_.pop_front();
+          }
+          written_ = wire::Frame(message);
         } else {
-          const size_t bytes = std::visit(
-              [&](const auto& v) { return wire::FillChunk(v, out.offset, out.transfer, response_.mutable_vector_chunk()); },
-              vector);
-          out.offset += bytes;
-          bytes_sent_ += bytes;
-          const uint64_t total = Size(vector) * (element_type_ == v1::ELEMENT_TYPE_FLOAT64 ? 8 : 4);
-          if (out.offset >= total) outgoing_.pop_front();
+          const absl::Span<const char> bytes = Bytes(vector);
+          const absl::Span<const char> chunk = bytes.subspan(out.offset, wire::kMaxChunkBytes);
+          written_ = wire::FrameChunk(out.transfer, out.offset, chunk, out.vector);
+          out.offset += chunk.size();
+          bytes_sent_ += chunk.size();
+          if (out.offset == bytes.size()) outgoing_.pop_front();
         }
       }
       write = true;
@@ -189,7 +248,7 @@ void WorkerSession::Pump() {
     }
   }
   if (write) {
-    StartWrite(&response_);
+    StartWrite(&written_);
   } else {
     Finish(end);
   }

@@ -12,18 +12,22 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "grpcpp/support/byte_buffer.h"
 #include "grpcpp/support/server_callback.h"
 #include "hfopt/v1/evaluation_service.pb.h"
+#include "proto/wire/chunk_frame.h"
+#include "proto/wire/vector_codec.h"
 #include "server/evaluation/worker_link.h"
 #include "server/evaluation/worker_pool.h"
 
 namespace hfopt::server {
 
-// One worker's stream. gRPC calls it from its threads; it moves bytes and passes complete answers to the pool.
+// One worker's stream of SessionRequests and SessionResponses, framed by proto/wire/chunk_frame. gRPC calls it from its threads; it moves
+// bytes and passes complete answers to the pool.
 //
 // Life cycle: 1. Start (reads Hello). 2. Hello finds the pool and joins it. 3. Messages. 4. Either side ends: the pool by Close, the worker
 // by closing its half or vanishing, or a message that breaks the protocol. 5. OnDone: the pool is told, and the session lets go of itself.
-class WorkerSession final : public grpc::ServerBidiReactor<v1::SessionRequest, v1::SessionResponse>,
+class WorkerSession final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>,
                             public WorkerLink,
                             public std::enable_shared_from_this<WorkerSession> {
  public:
@@ -36,6 +40,9 @@ class WorkerSession final : public grpc::ServerBidiReactor<v1::SessionRequest, v
   // WorkerLink.
   void Send(v1::SessionResponse message) override;
   void SendVector(NamedVectorPtr vector) override;
+  void UseSharedMemory(std::shared_ptr<wire::SharedSegment> to_worker,
+                       std::shared_ptr<wire::SharedSegment> to_server) override;
+  bool shared_memory() const override { return attached_; }
   void Close(absl::Status status) override;
   absl::Time last_heard() const override { return absl::FromUnixNanos(last_heard_.load()); }
   uint64_t bytes_sent() const override { return bytes_sent_; }
@@ -51,11 +58,14 @@ class WorkerSession final : public grpc::ServerBidiReactor<v1::SessionRequest, v
   void OnDone() override;
 
   // Handlers of the one reading thread.
-  absl::Status Handle(const v1::SessionRequest& message);
+  absl::Status HandleIncoming();
+  absl::Status Handle(v1::SessionRequest& message);
   absl::Status HandleHello(const v1::Hello& hello);
   absl::Status HandleHeader(const v1::VectorHeader& header);
-  absl::Status HandleChunk(const v1::VectorChunk& chunk);
-  absl::Status HandleAnswer(const v1::Answer& answer);
+  // `copy` writes the chunk's bytes to where it is told.
+  absl::Status HandleChunk(uint64_t transfer, uint64_t offset, uint64_t size, absl::FunctionRef<void(char* to)> copy);
+  absl::Status HandleAnswer(v1::Answer answer);
+  absl::Status HandleAttached();
 
   // Starts the next write or the end, unless one is under way.
   void Pump();
@@ -64,15 +74,17 @@ class WorkerSession final : public grpc::ServerBidiReactor<v1::SessionRequest, v
   std::shared_ptr<WorkerSession> self_;  // until OnDone
 
   // Of the reading thread.
-  v1::SessionRequest incoming_;
+  grpc::ByteBuffer incoming_;
   std::shared_ptr<WorkerPool> pool_;  // set by Hello
-  int64_t num_parameters_ = 0;
-  v1::ElementType element_type_ = v1::ELEMENT_TYPE_UNSPECIFIED;
+  std::shared_ptr<wire::BufferPool> buffers_;  // of the run; null when it had ended before any worker came
   using Assembler = std::variant<wire::VectorAssembler<float>, wire::VectorAssembler<double>>;
-  std::map<uint64_t, Assembler> assemblers_;  // by transfer
+  // By transfer: those that come in chunks, and those that lie in shared memory, which are complete.
+  std::map<uint64_t, Assembler> assemblers_;
+  std::map<uint64_t, AnyVector> handed_over_;
 
   std::atomic<int64_t> last_heard_;
   std::atomic<uint64_t> bytes_sent_ = 0, bytes_received_ = 0;
+  std::atomic<bool> attached_ = false;
 
   // What waits to be written: messages, and vectors of which part may have gone already.
   struct OutgoingVector {
@@ -82,13 +94,14 @@ class WorkerSession final : public grpc::ServerBidiReactor<v1::SessionRequest, v
     bool header_sent = false;
   };
   absl::Mutex mu_;
+  std::shared_ptr<wire::SharedSegment> to_worker_ ABSL_GUARDED_BY(mu_), to_server_ ABSL_GUARDED_BY(mu_);  // null where not shared
   std::deque<std::variant<v1::SessionResponse, OutgoingVector>> outgoing_ ABSL_GUARDED_BY(mu_);
   uint64_t next_transfer_ ABSL_GUARDED_BY(mu_) = 1;
   bool writing_ ABSL_GUARDED_BY(mu_) = false;
   bool broken_ ABSL_GUARDED_BY(mu_) = false;  // nothing more can be written
   std::optional<absl::Status> closing_ ABSL_GUARDED_BY(mu_);
   bool finished_ ABSL_GUARDED_BY(mu_) = false;
-  v1::SessionResponse response_;  // of the write under way
+  grpc::ByteBuffer written_;  // of the write under way
 };
 
 }  // namespace hfopt::server

@@ -92,10 +92,12 @@ class Uploader final : public grpc::ServerReadReactor<v1::UploadParametersReques
 
 class Downloader final : public grpc::ServerWriteReactor<v1::DownloadParametersResponse> {
  public:
-  Downloader(AnyVector parameters, const v1::Checkpoint& meta) : parameters_(std::move(parameters)) {
+  using Parameters = std::variant<Vector<float>, Vector<double>>;
+
+  Downloader(Parameters parameters, const v1::Checkpoint& meta) : parameters_(std::move(parameters)) {
     v1::DownloadParametersHeader& header = *response_.mutable_header();
-    header.set_size(Size(parameters_));
-    header.set_element_type(ElementTypeOf(parameters_));
+    header.set_size(meta.num_parameters());
+    header.set_element_type(meta.element_type());
     header.set_iteration(meta.iteration());
     header.set_held_out_loss(meta.held_out_loss());
     StartWrite(&response_);
@@ -114,7 +116,7 @@ class Downloader final : public grpc::ServerWriteReactor<v1::DownloadParametersR
   void OnDone() override { delete this; }
 
  private:
-  const AnyVector parameters_;
+  const Parameters parameters_;
   uint64_t offset_ = 0;
   v1::DownloadParametersResponse response_;
 };

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "core/hessian_free.h"
 #include "core/status_macros.h"
+#include "proto/wire/vector_codec.h"
 #include "server/convert/checkpoint.h"
 #include "server/convert/options.h"
 #include "server/convert/report.h"
@@ -26,6 +27,7 @@ void Add(const v1::PhaseSeconds& summand, v1::PhaseSeconds& sum) {
   sum.set_total(sum.total() + summand.total());
   sum.set_client_compute(sum.client_compute() + summand.client_compute());
   sum.set_transport(sum.transport() + summand.transport());
+  sum.set_reduction(sum.reduction() + summand.reduction());
   sum.set_server_arithmetic(sum.server_arithmetic() + summand.server_arithmetic());
   sum.set_waiting(sum.waiting() + summand.waiting());
 }
@@ -38,7 +40,8 @@ v1::PhaseSeconds Phases(double total, const PoolAccounting& before, const PoolAc
   seconds.set_waiting(after.waiting - before.waiting);
   // Workers measure with their own clocks; an evaluation cannot have computed for longer than it took.
   seconds.set_client_compute(std::min(after.client_compute - before.client_compute, evaluating));
-  seconds.set_transport(evaluating - seconds.client_compute());
+  seconds.set_reduction(std::min(after.reducing - before.reducing, evaluating - seconds.client_compute()));
+  seconds.set_transport(evaluating - seconds.client_compute() - seconds.reduction());
   seconds.set_server_arithmetic(std::max(0.0, total - evaluating - seconds.waiting()));
   return seconds;
 }
@@ -249,13 +252,13 @@ absl::Status Run::SetInitialParameters(AnyVector parameters) {
   const std::string name = Snapshot().name();
   return std::visit(
       [&](auto& theta) -> absl::Status {
-        using Scalar = typename std::decay_t<decltype(theta)>::Scalar;
-        if (const int64_t i = FirstNonFinite(theta); i >= 0) {
-          return absl::InvalidArgumentError(
-              absl::StrCat(name, ": the uploaded parameters are ", theta[i], " at index ", i));
-        }
+        using Scalar = typename std::decay_t<decltype(theta.map())>::Scalar;
         OptimizerState<Scalar> state;
-        state.theta = std::move(theta);
+        state.theta = theta.map();
+        if (const int64_t i = FirstNonFinite<Scalar>(state.theta); i >= 0) {
+          return absl::InvalidArgumentError(
+              absl::StrCat(name, ": the uploaded parameters are ", state.theta[i], " at index ", i));
+        }
         HFOPT_RETURN_IF_ERROR(Save(state, /*best=*/false));
         // Workers of another size cannot work on these.
         HFOPT_RETURN_IF_ERROR(UpdateRecord([&](v1::Run& r) { r.set_num_parameters(state.theta.size()); }));

@@ -98,6 +98,7 @@ int Main() {
                                  {"service_seconds", Median(service)},
                                  {"client_compute_seconds", phases.client_compute()},
                                  {"transport_seconds", phases.transport()},
+                                 {"reduction_seconds", phases.reduction()},
                                  {"server_arithmetic_seconds", phases.server_arithmetic()},
                                  {"ratio", Median(ratios)}};
   std::printf("%s\n", result.dump().c_str());

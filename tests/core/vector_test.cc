@@ -58,14 +58,14 @@ TYPED_TEST(VectorTest, FirstNonFiniteFindsNanAndInfinityAnywhere) {
   using Limits = std::numeric_limits<TypeParam>;
   for (const int n : kSizes) {
     Vector<TypeParam> a = this->Draw(n);
-    EXPECT_EQ(FirstNonFinite(a), -1);
+    EXPECT_EQ(FirstNonFinite<TypeParam>(a), -1);
     for (int i = n - 1; i >= 0; i -= 7) {
       a[i] = i % 2 == 0 ? Limits::quiet_NaN() : -Limits::infinity();
-      EXPECT_EQ(FirstNonFinite(a), i) << n;
+      EXPECT_EQ(FirstNonFinite<TypeParam>(a), i) << n;
     }
   }
   const Vector<TypeParam> extremes = Vector<TypeParam>::Constant(40, Limits::max());  // whose sum is not finite
-  EXPECT_EQ(FirstNonFinite(extremes), -1);
+  EXPECT_EQ(FirstNonFinite<TypeParam>(extremes), -1);
 }
 
 TYPED_TEST(VectorTest, CgStepEqualsItsFormula) {

@@ -128,7 +128,7 @@ TEST_F(MockWorkerTest, AnswersWithAnotherKind) {
 
 TEST_F(MockWorkerTest, SendsATruncatedVector) {
   const auto mock = Mock([](int number, auto& evaluated) {
-    if (number == 3) evaluated.vectors[0].second.conservativeResize(5);
+    if (number == 3) evaluated.vectors[0].second = wire::NewSharedVector<float>(5);
     return Action::kAnswer;
   });
   const auto good = GoodWorker();
@@ -138,7 +138,7 @@ TEST_F(MockWorkerTest, SendsATruncatedVector) {
 
 TEST_F(MockWorkerTest, ANonFiniteGradientStopsTheRunAndIsNamed) {
   const auto mock = Mock([](int number, auto& evaluated) {
-    if (number == 1) evaluated.vectors[0].second[123] = NAN;  // after the initial parameters
+    if (number == 1) evaluated.vectors[0].second.map()[123] = NAN;  // after the initial parameters
     return Action::kAnswer;
   });
   const v1::Run run = AwaitEnd();

@@ -25,14 +25,14 @@ class SignallingModel : public hc::Model<Scalar> {
   int64_t num_parameters() const override { return model_->num_parameters(); }
   int64_t num_examples(hc::DataSet data) const override { return model_->num_examples(data); }
   std::string signature() const override { return model_->signature(); }
-  absl::StatusOr<hc::LossSum> Loss(const hc::Vector<Scalar>& theta, const hc::Examples& examples) override {
+  absl::StatusOr<hc::LossSum> Loss(const hc::ConstVectorRef<Scalar>& theta, const hc::Examples& examples) override {
     return model_->Loss(theta, examples);
   }
-  absl::StatusOr<hc::LossSum> Gradient(const hc::Vector<Scalar>& theta, const hc::Examples& examples,
-                                       hc::Vector<Scalar>& gradient) override {
+  absl::StatusOr<hc::LossSum> Gradient(const hc::ConstVectorRef<Scalar>& theta, const hc::Examples& examples,
+                                       hc::VectorRef<Scalar> gradient) override {
     return model_->Gradient(theta, examples, gradient);
   }
-  absl::StatusOr<std::unique_ptr<hc::Linearization<Scalar>>> Linearize(const hc::Vector<Scalar>& theta,
+  absl::StatusOr<std::unique_ptr<hc::Linearization<Scalar>>> Linearize(const hc::ConstVectorRef<Scalar>& theta,
                                                                        const hc::Examples& examples) override {
     auto linearization = model_->Linearize(theta, examples);
     if (!linearization.ok()) return linearization.status();
@@ -47,7 +47,7 @@ class SignallingModel : public hc::Model<Scalar> {
   struct SignallingLinearization : hc::Linearization<Scalar> {
     SignallingLinearization(SignallingModel& model, std::unique_ptr<hc::Linearization<Scalar>> linearization)
         : model(model), linearization(std::move(linearization)) {}
-    absl::Status GaussNewtonProduct(const hc::Vector<Scalar>& v, hc::Vector<Scalar>& product) override {
+    absl::Status GaussNewtonProduct(const hc::ConstVectorRef<Scalar>& v, hc::VectorRef<Scalar> product) override {
       if (--model.products_left_ == 0) raise(model.signal_);
       return linearization->GaussNewtonProduct(v, product);
     }

@@ -63,7 +63,7 @@ TYPED_TEST(VectorCodec, CarriesEverySizeUnchanged) {
     }
     ASSERT_TRUE(assembler.complete());
     EXPECT_TRUE(assembler.CheckComplete().ok());
-    EXPECT_EQ(std::move(assembler).Take(), sent);
+    EXPECT_EQ(std::move(assembler).Take().map(), sent);
   }
 }
 
@@ -90,7 +90,7 @@ TYPED_TEST(VectorCodec, TakesChunksInAnyOrder) {
       ASSERT_TRUE(assembler.Add(c).ok());
       EXPECT_FALSE(assembler.Add(c).ok()) << "the same chunk twice";
     }
-    EXPECT_EQ(std::move(assembler).Take(), sent);
+    EXPECT_EQ(std::move(assembler).Take().map(), sent);
   }
 }
 
@@ -99,16 +99,17 @@ TYPED_TEST(VectorCodec, CarriesNonFiniteNumbers) {
   const Vector<TypeParam> sent{{Limits::infinity(), -Limits::infinity(), Limits::denorm_min(), TypeParam(-0.0)}};
   VectorAssembler<TypeParam> assembler = Assembler<TypeParam>(4);
   ASSERT_TRUE(assembler.Add(ChunksOf<TypeParam>(sent).at(0)).ok());
-  EXPECT_EQ(ContentName<TypeParam>(std::move(assembler).Take()), ContentName<TypeParam>(sent));
+  EXPECT_EQ(ContentName<TypeParam>(std::move(assembler).Take().map()), ContentName<TypeParam>(sent));
 }
 
-TYPED_TEST(VectorCodec, UsesTheRecycledMemory) {
-  Vector<TypeParam> old(100);
-  const TypeParam* memory = old.data();
-  auto assembler =
-      VectorAssembler<TypeParam>::Create(MakeHeader(1, "", 100, ElementTypeOf<TypeParam>()), 100, std::move(old));
+TYPED_TEST(VectorCodec, ReceivesIntoTheMemoryThatItIsGiven) {
+  SharedVector<TypeParam> memory = NewSharedVector<TypeParam>(100);
+  auto assembler = VectorAssembler<TypeParam>::Create(MakeHeader(1, "", 100, ElementTypeOf<TypeParam>()), 100,
+                                                      [&](int64_t) { return memory; });
   ASSERT_TRUE(assembler.ok());
-  EXPECT_EQ((*std::move(assembler)).Recycle().data(), memory);
+  const absl::StatusOr<char*> place = assembler->Claim(1, 3 * sizeof(TypeParam), 97 * sizeof(TypeParam));
+  ASSERT_TRUE(place.ok());
+  EXPECT_EQ(*place, memory.bytes() + 3 * sizeof(TypeParam));
 }
 
 TEST(VectorAssembler, RefusesAnotherElementType) {
@@ -119,7 +120,11 @@ TEST(VectorAssembler, RefusesAnotherElementType) {
 
 TEST(VectorAssembler, RefusesAnotherSizeBeforeAllocating) {
   for (const uint64_t size : {uint64_t{0}, uint64_t{9}, ~uint64_t{0}}) {
-    const auto assembler = VectorAssembler<float>::Create(MakeHeader(kTransfer, "", size, v1::ELEMENT_TYPE_FLOAT32), 8);
+    const auto assembler = VectorAssembler<float>::Create(MakeHeader(kTransfer, "", size, v1::ELEMENT_TYPE_FLOAT32), 8,
+                                                          [](int64_t) -> SharedVector<float> {
+                                                            ADD_FAILURE() << "allocated";
+                                                            return {};
+                                                          });
     EXPECT_EQ(assembler.status().code(), absl::StatusCode::kInvalidArgument);
     EXPECT_THAT(std::string(assembler.status().message()), HasSubstr("but the model has 8 parameters"));
   }

@@ -1,6 +1,7 @@
 #include "server/evaluation/shard_reducer.h"
 
 #include <cmath>
+#include <limits>
 #include <random>
 #include <vector>
 
@@ -30,12 +31,41 @@ TEST(LossReducer, KeepsANonFiniteLossToItsOwnPoint) {
   EXPECT_EQ(reducer.Mean()[1].loss, 1);
 }
 
-TEST(VectorReducer, IsTheWeightedMean) {
-  VectorReducer<double> reducer;
-  reducer.Add(Vector<double>{{2, 4}}, 1);
-  reducer.Add(Vector<double>{{6, 8}}, 3);
-  EXPECT_EQ(reducer.weight(), 4);
-  EXPECT_EQ(std::move(reducer).Mean(), (Vector<double>{{2, 3}}));
+template <typename Scalar>
+class VectorReducerOf : public ::testing::Test {};
+using Scalars = ::testing::Types<float, double>;
+TYPED_TEST_SUITE(VectorReducerOf, Scalars);
+
+TYPED_TEST(VectorReducerOf, IsTheWeightedMeanAtEverySize) {
+  for (const int64_t n : {1, 2, 15, 16, 17, 100}) {
+    const Vector<TypeParam> a = Vector<TypeParam>::LinSpaced(n, 2, 4), b = Vector<TypeParam>::LinSpaced(n, 6, 8);
+    Vector<TypeParam> mean = Vector<TypeParam>::Constant(3, NAN);  // of no meaning, and of another size
+    VectorReducer<TypeParam> reducer(mean);
+    EXPECT_TRUE(reducer.Add(a, 1));
+    EXPECT_TRUE(reducer.Add(b, 3));
+    EXPECT_EQ(reducer.weight(), 4);
+    reducer.Finish();
+    EXPECT_EQ(mean, Vector<TypeParam>((a + b) * TypeParam(0.25))) << n;
+  }
+}
+
+TYPED_TEST(VectorReducerOf, SeesEveryElementThatIsNotFinite) {
+  for (const TypeParam bad : {TypeParam(NAN), TypeParam(INFINITY), TypeParam(-INFINITY)}) {
+    for (int64_t i = 0; i < 35; ++i) {
+      Vector<TypeParam> sum = Vector<TypeParam>::Ones(35), mean;
+      VectorReducer<TypeParam> reducer(mean);
+      EXPECT_TRUE(reducer.Add(sum, 1));
+      sum[i] = bad;
+      EXPECT_FALSE(reducer.Add(sum, 1)) << i;
+      EXPECT_FALSE(VectorReducer<TypeParam>(mean).Add(sum, 1)) << "as the first, " << i;
+    }
+  }
+}
+
+TYPED_TEST(VectorReducerOf, TakesTheLargestNumbersForFinite) {
+  const Vector<TypeParam> largest = Vector<TypeParam>::Constant(20, std::numeric_limits<TypeParam>::max());
+  Vector<TypeParam> mean;
+  EXPECT_TRUE(VectorReducer<TypeParam>(mean).Add(largest, 1));
 }
 
 TEST(GradientNoise, IsTheStandardDeviationOfTheMean) {

@@ -8,6 +8,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/support/fake_link.h"
+#include "tests/support/shared.h"
 
 namespace hfopt::server {
 namespace {
@@ -37,7 +38,7 @@ v1::Hello HelloOf(const std::string& worker_id, uint64_t incarnation = 1, std::v
 }
 
 NamedVectorPtr MakeVector(const std::string& name) {
-  return std::make_shared<const NamedVector>(NamedVector{name, Vector<float>{{1, 2, 3}}});
+  return std::make_shared<const NamedVector>(NamedVector{name, hfopt::testing::Share(Eigen::VectorXf{{1, 2, 3}})});
 }
 
 // A losses request for each of `shards`, which names the vector "theta".
@@ -50,6 +51,16 @@ std::vector<Unit> LossUnits(int shards) {
     units.push_back(unit);
   }
   return units;
+}
+
+absl::StatusOr<std::vector<UnitAnswer>> Evaluate(WorkerPool& pool, std::vector<Unit> units) {
+  std::vector<UnitAnswer> answers;
+  const absl::Status status = pool.Evaluate(std::move(units), [&](UnitAnswer answer) {
+    answers.push_back(std::move(answer));
+    return absl::OkStatus();
+  });
+  if (!status.ok()) return status;
+  return answers;
 }
 
 v1::Answer LossAnswerTo(const v1::EvaluationRequest& request, double loss) {
@@ -69,7 +80,7 @@ class WorkerPoolTest : public ::testing::Test {
     return link;
   }
   std::future<absl::StatusOr<std::vector<UnitAnswer>>> EvaluateAsync(int shards) {
-    return std::async(std::launch::async, [this, shards] { return pool_.Evaluate(LossUnits(shards)); });
+    return std::async(std::launch::async, [this, shards] { return Evaluate(pool_, LossUnits(shards)); });
   }
   void Answer(FakeLink& link, const v1::EvaluationRequest& request, double loss) {
     EXPECT_EQ(pool_.OnAnswer(&link, LossAnswerTo(request, loss), {}), absl::OkStatus());
@@ -430,7 +441,7 @@ TEST_F(WorkerPoolTest, RequestIdsGrowOverRestartsOfTheServer) {
     pool.SetShards(1);
     auto link = MakeLink();
     EXPECT_EQ(pool.Join(HelloOf("a"), link), absl::OkStatus());
-    auto result = std::async(std::launch::async, [&] { return pool.Evaluate(LossUnits(1)); });
+    auto result = std::async(std::launch::async, [&] { return Evaluate(pool, LossUnits(1)); });
     const auto request = link->AwaitRequests(1)[0];
     EXPECT_EQ(pool.OnAnswer(link.get(), LossAnswerTo(request, 1), {}), absl::OkStatus());
     EXPECT_TRUE(result.get().ok());

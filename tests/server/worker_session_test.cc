@@ -8,21 +8,15 @@
 #include "grpcpp/server_builder.h"
 #include "gtest/gtest.h"
 #include "hfopt/v1/evaluation_service.grpc.pb.h"
+#include "server/evaluation/evaluation_service.h"
 
 namespace hfopt::server {
 namespace {
 
-// A machine without memory: whatever a session needs cannot be had.
-class ExhaustedService final : public v1::EvaluationService::CallbackService {
- public:
-  grpc::ServerBidiReactor<v1::SessionRequest, v1::SessionResponse>* Session(grpc::CallbackServerContext*) override {
-    return WorkerSession::Start(
-        [](const v1::Hello&) -> absl::StatusOr<std::shared_ptr<WorkerPool>> { throw std::bad_alloc(); });
-  }
-};
-
 TEST(WorkerSession, EndsWithAStatusWhenMemoryGivesOut) {
-  ExhaustedService service;
+  // A machine without memory: whatever a session needs cannot be had.
+  EvaluationService service(
+      [](const v1::Hello&) -> absl::StatusOr<std::shared_ptr<WorkerPool>> { throw std::bad_alloc(); });
   grpc::ServerBuilder builder;
   builder.RegisterService(&service);
   const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();

@@ -52,6 +52,8 @@ class FakeLink : public server::WorkerLink {
     bytes_sent_ += server::Size(vector->vector) * 4;
     sent_.push_back({{}, vector->name});
   }
+  void UseSharedMemory(std::shared_ptr<wire::SharedSegment>, std::shared_ptr<wire::SharedSegment>) override {}
+  bool shared_memory() const override { return false; }
   void Close(absl::Status status) override {
     absl::MutexLock lock(&mu_);
     if (!closed_.has_value()) closed_ = std::move(status);

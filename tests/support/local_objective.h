@@ -55,7 +55,8 @@ class LocalObjective : public Objective<Scalar> {
   absl::StatusOr<GradientAnswer<Scalar>> Gradient(const Vector<Scalar>& theta, const Sample& sample,
                                                   const GradientExtras& extras) override {
     server::LossReducer loss(1);
-    server::VectorReducer<Scalar> gradient, second_moment;
+    GradientAnswer<Scalar> mean;
+    server::VectorReducer<Scalar> gradient(mean.gradient), second_moment(mean.second_moment);
     std::vector<server::PartNorm> parts;
     HFOPT_ASSIGN_OR_RETURN(const auto shards, ExamplesOf(sample));
     for (const client::Examples& examples : shards) {
@@ -67,21 +68,20 @@ class LocalObjective : public Objective<Scalar> {
                                                           static_cast<int>(std::min(wanted, examples.size())), sum,
                                                           sub_batches));
       loss.Add({answer.loss}, answer.weight);
-      gradient.Add(std::move(sum), answer.weight);
+      if (!gradient.Add(sum, answer.weight)) return absl::InvalidArgumentError("the gradient is not finite");
       for (const client::SubBatch& part : sub_batches) parts.push_back({part.squared_norm, part.weight});
       if (extras.second_moment) {
         Vector<Scalar> squares(num_parameters());
         HFOPT_RETURN_IF_ERROR(model_.SecondMoment(theta, examples, squares));
-        second_moment.Add(std::move(squares), answer.weight);
+        if (!second_moment.Add(squares, answer.weight)) return absl::InvalidArgumentError("the moment is not finite");
       }
     }
-    GradientAnswer<Scalar> answer;
-    answer.loss = loss.Mean()[0].loss;
-    answer.weight = gradient.weight();
-    answer.gradient = std::move(gradient).Mean();
-    answer.noise = server::GradientNoise(parts, Norm(answer.gradient));
-    if (extras.second_moment) answer.second_moment = std::move(second_moment).Mean();
-    return answer;
+    gradient.Finish();
+    if (extras.second_moment) second_moment.Finish();
+    mean.loss = loss.Mean()[0].loss;
+    mean.weight = gradient.weight();
+    mean.noise = server::GradientNoise(parts, Norm(mean.gradient));
+    return mean;
   }
 
   absl::StatusOr<std::unique_ptr<CurvatureProduct<Scalar>>> GaussNewtonAt(const Vector<Scalar>& theta,
@@ -98,16 +98,17 @@ class LocalObjective : public Objective<Scalar> {
  private:
   struct Product : CurvatureProduct<Scalar> {
     absl::Status Apply(const Vector<Scalar>& v, Vector<Scalar>& product) override {
-      server::VectorReducer<Scalar> reducer;
+      server::VectorReducer<Scalar> reducer(product);
+      sum.resize(v.size());
       for (const auto& linearization : linearizations) {
-        Vector<Scalar> sum(v.size());
         HFOPT_RETURN_IF_ERROR(linearization->GaussNewtonProduct(v, sum));
-        reducer.Add(std::move(sum), linearization->weight());
+        if (!reducer.Add(sum, linearization->weight())) return absl::InvalidArgumentError("the product is not finite");
       }
-      product = std::move(reducer).Mean();
+      reducer.Finish();
       return absl::OkStatus();
     }
 
+    Vector<Scalar> sum;
     std::vector<std::unique_ptr<client::Linearization<Scalar>>> linearizations;
   };
 

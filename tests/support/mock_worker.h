@@ -80,7 +80,7 @@ class MockWorker {
         (void)assembler->Add(message.vector_chunk());
         if (assembler->complete()) {
           const std::string name = assembler->name();
-          vectors_[name] = std::make_shared<const client::Vector<float>>(std::move(*assembler).Take());
+          vectors_[name] = std::move(*assembler).Take();
         }
       } else if (message.has_evaluation() && !silent) {
         client::Evaluated<float> evaluated = evaluator_.Evaluate({message.evaluation(), vectors_});
@@ -106,7 +106,8 @@ class MockWorker {
       *message.mutable_vector_header() = wire::MakeHeader(transfer, "", vector.size(), v1::ELEMENT_TYPE_FLOAT32);
       stream_->Write(message);
       v1::VectorChunk* const chunk = message.mutable_vector_chunk();
-      for (uint64_t offset = 0; const size_t bytes = wire::FillChunk(vector, offset, transfer, chunk); offset += bytes) {
+      const client::Vector<float> numbers = vector.map();
+      for (uint64_t offset = 0; const size_t bytes = wire::FillChunk(numbers, offset, transfer, chunk); offset += bytes) {
         stream_->Write(message);
       }
     }
@@ -117,7 +118,7 @@ class MockWorker {
   std::unique_ptr<client::Model<float>> model_;
   client::Evaluator<float> evaluator_;
   Misbehave misbehave_;
-  std::map<std::string, client::VectorPtr<float>> vectors_;
+  std::map<std::string, wire::SharedVector<float>> vectors_;
   grpc::ClientContext context_;
   std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<Stream> stream_;

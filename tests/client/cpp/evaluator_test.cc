@@ -7,12 +7,14 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/client/cpp/quadratic_model.h"
+#include "tests/support/shared.h"
 
 namespace hfopt::client {
 namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using hfopt::testing::Share;
 
 // The factors of the examples of Window(10) add up to 55.
 v1::Slice Window(uint64_t count) {
@@ -29,8 +31,8 @@ Evaluation<Scalar> ProductAt(const std::string& name, const Vector<Scalar>& thet
   *e.request.mutable_slice() = Window(count);
   e.request.mutable_product()->mutable_point()->set_base(name);
   e.request.mutable_product()->set_direction("v");
-  e.vectors[name] = std::make_shared<const Vector<Scalar>>(theta);
-  e.vectors["v"] = std::make_shared<const Vector<Scalar>>(Vector<Scalar>::Ones(theta.size()));
+  e.vectors[name] = Share<Scalar>(theta);
+  e.vectors["v"] = Share<Scalar>(Vector<Scalar>::Ones(theta.size()));
   return e;
 }
 
@@ -39,7 +41,7 @@ Evaluation<float> LossAt(const Vector<float>& theta) {
   e.request.set_id(7);
   *e.request.mutable_slice() = Window(10);
   e.request.mutable_losses()->add_points()->set_base("t");
-  e.vectors["t"] = std::make_shared<const Vector<float>>(theta);
+  e.vectors["t"] = Share<float>(theta);
   return e;
 }
 
@@ -63,9 +65,9 @@ TYPED_TEST(EvaluatorOf, CombinesPointsTermByTermInTheElementType) {
   point.mutable_terms(0)->set_coefficient(0.1);
   point.add_terms()->set_vector("w");
   point.mutable_terms(1)->set_coefficient(-1.0 / 3);
-  e.vectors = {{"x", std::make_shared<const Vector<TypeParam>>(x)},
-               {"u", std::make_shared<const Vector<TypeParam>>(u)},
-               {"w", std::make_shared<const Vector<TypeParam>>(w)}};
+  e.vectors = {{"x", Share<TypeParam>(x)},
+               {"u", Share<TypeParam>(u)},
+               {"w", Share<TypeParam>(w)}};
 
   const Evaluated<TypeParam> result = evaluator.Evaluate(e);
 
@@ -75,7 +77,7 @@ TYPED_TEST(EvaluatorOf, CombinesPointsTermByTermInTheElementType) {
     volatile TypeParam sum = x[i] + a;
     volatile TypeParam b = static_cast<TypeParam>(-1.0 / 3) * w[i];
     sum = sum + b;
-    EXPECT_EQ(result.vectors.at(0).second[i], sum);
+    EXPECT_EQ(result.vectors.at(0).second.map()[i], sum);
   }
 }
 
@@ -87,7 +89,7 @@ TYPED_TEST(EvaluatorOf, KeepsALinearizationForPointAndSlice) {
     const auto result = evaluator.Evaluate(ProductAt<TypeParam>("t", theta, 10));
     ASSERT_TRUE(result.answer.has_product());
     EXPECT_EQ(result.answer.product().weight(), 10);
-    EXPECT_EQ(result.vectors.at(0).second, Vector<TypeParam>(Vector<TypeParam>::Constant(2, 110)));
+    EXPECT_EQ(result.vectors.at(0).second.map(), Vector<TypeParam>(Vector<TypeParam>::Constant(2, 110)));
   }
   EXPECT_EQ(model.linearize_calls, 1);
   evaluator.Evaluate(ProductAt<TypeParam>("t", theta, 9));
@@ -133,8 +135,8 @@ TEST(Evaluator, KeepsACombinedPointAsLongAsItsLinearization) {
   evaluator.Evaluate(losses);
   const auto second = evaluator.Evaluate(combined);
   EXPECT_EQ(model.linearize_calls, 1);
-  EXPECT_EQ(first.vectors.at(0).second[0], 165);
-  EXPECT_EQ(second.vectors.at(0).second[0], 165);
+  EXPECT_EQ(first.vectors.at(0).second.map()[0], 165);
+  EXPECT_EQ(second.vectors.at(0).second.map()[0], 165);
 }
 
 TEST(Evaluator, AnswersLossesOfManyPointsWithTheirMetrics) {
@@ -169,7 +171,7 @@ TEST(Evaluator, AnswersGradientWithExtras) {
   e.request.mutable_gradient()->mutable_point()->set_base("t");
   e.request.mutable_gradient()->set_sub_batches(2);
   e.request.mutable_gradient()->set_second_moment(true);
-  e.vectors["t"] = std::make_shared<const Vector<double>>(Vector<double>{{1, 2}});
+  e.vectors["t"] = Share<double>(Vector<double>{{1, 2}});
 
   const Evaluated<double> result = evaluator.Evaluate(e);
 
@@ -178,9 +180,9 @@ TEST(Evaluator, AnswersGradientWithExtras) {
   EXPECT_EQ(gradient.weight(), 2);
   ASSERT_EQ(result.vectors.size(), 2u);
   EXPECT_EQ(result.vectors[0].first, gradient.gradient_transfer());
-  EXPECT_EQ(result.vectors[0].second, (Vector<double>{{3, 6}}));
+  EXPECT_EQ(result.vectors[0].second.map(), (Vector<double>{{3, 6}}));
   EXPECT_EQ(result.vectors[1].first, gradient.second_moment_transfer());
-  EXPECT_EQ(result.vectors[1].second, (Vector<double>{{5, 20}}));
+  EXPECT_EQ(result.vectors[1].second.map(), (Vector<double>{{5, 20}}));
   ASSERT_EQ(gradient.sub_batches_size(), 2);
   EXPECT_EQ(gradient.sub_batches(1).squared_norm(), 20);
 }
@@ -193,7 +195,7 @@ TEST(Evaluator, AnswersInitialParameters) {
   const Evaluated<float> result = evaluator.Evaluate(e);
   ASSERT_TRUE(result.answer.has_initial_parameters());
   EXPECT_EQ(result.vectors.at(0).first, result.answer.initial_parameters().parameters_transfer());
-  EXPECT_EQ(result.vectors.at(0).second, (Vector<float>{{5, 5, 5}}));
+  EXPECT_EQ(result.vectors.at(0).second.map(), (Vector<float>{{5, 5, 5}}));
 }
 
 TEST(Evaluator, TurnsEverythingThatGoesWrongIntoAFailure) {

@@ -135,7 +135,7 @@ class ServerEnd {
         const auto transfer = open.find(message.vector_chunk().transfer());
         EXPECT_TRUE(transfer->second.Add(message.vector_chunk()).ok());
         if (!transfer->second.complete()) continue;
-        received.vectors[transfer->first] = std::move(transfer->second).Take();
+        received.vectors[transfer->first] = std::move(transfer->second).Take().map();
         open.erase(transfer);
       } else {
         EXPECT_TRUE(message.has_answer()) << message.ShortDebugString();

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "client/cpp/model.h"
+#include "proto/wire/shared_vector.h"
 
 namespace hfopt::client {
 
@@ -33,22 +34,22 @@ class QuadraticModel : public Model<Scalar> {
   int64_t num_examples(DataSet data) const override { return data == DataSet::kTraining ? training_ : held_out_; }
   std::string signature() const override { return "quadratic"; }
 
-  absl::StatusOr<LossSum> Loss(const Vector<Scalar>& theta, const Examples& examples) override {
+  absl::StatusOr<LossSum> Loss(const ConstVectorRef<Scalar>& theta, const Examples& examples) override {
     ++loss_calls;
     if (auto s = before(); !s.ok()) return s;
     const double loss = Factor(examples) * theta.squaredNorm() / 2;
     return LossSum{loss, static_cast<double>(examples.size()), {{"double_loss", 2 * loss}}};
   }
 
-  absl::StatusOr<LossSum> Gradient(const Vector<Scalar>& theta, const Examples& examples,
-                                   Vector<Scalar>& gradient) override {
+  absl::StatusOr<LossSum> Gradient(const ConstVectorRef<Scalar>& theta, const Examples& examples,
+                                   VectorRef<Scalar> gradient) override {
     ++gradient_calls;
     if (auto s = before(); !s.ok()) return s;
     gradient = static_cast<Scalar>(Factor(examples)) * theta;
     return LossSum{Factor(examples) * theta.squaredNorm() / 2, static_cast<double>(examples.size()), {}};
   }
 
-  absl::StatusOr<std::unique_ptr<Linearization<Scalar>>> Linearize(const Vector<Scalar>& theta,
+  absl::StatusOr<std::unique_ptr<Linearization<Scalar>>> Linearize(const ConstVectorRef<Scalar>& theta,
                                                                    const Examples& examples) override {
     ++linearize_calls;
     if (auto s = before(); !s.ok()) return s;
@@ -56,8 +57,8 @@ class QuadraticModel : public Model<Scalar> {
   }
 
   bool has_second_moment() const override { return true; }
-  absl::Status SecondMoment(const Vector<Scalar>& theta, const Examples& examples,
-                            Vector<Scalar>& second_moment) override {
+  absl::Status SecondMoment(const ConstVectorRef<Scalar>& theta, const Examples& examples,
+                            VectorRef<Scalar> second_moment) override {
     second_moment.setZero();
     for (const IndexRange& r : examples.ranges) {
       for (int64_t i = r.begin; i < r.end; ++i) second_moment += (Scalar(i + 1) * theta).cwiseAbs2();
@@ -75,15 +76,15 @@ class QuadraticModel : public Model<Scalar> {
   std::atomic<int> loss_calls = 0, gradient_calls = 0, linearize_calls = 0, live_linearizations = 0;
 
  private:
-  // Keeps a reference to theta, as models may.
+  // Keeps a view of theta, as models may.
   class Curvature : public Linearization<Scalar> {
    public:
-    Curvature(QuadraticModel& model, const Vector<Scalar>& theta, const Examples& examples)
-        : model_(model), theta_(theta), examples_(examples) {
+    Curvature(QuadraticModel& model, const ConstVectorRef<Scalar>& theta, const Examples& examples)
+        : model_(model), theta_(theta.data(), theta.size()), examples_(examples) {
       ++model_.live_linearizations;
     }
     ~Curvature() override { --model_.live_linearizations; }
-    absl::Status GaussNewtonProduct(const Vector<Scalar>& v, Vector<Scalar>& product) override {
+    absl::Status GaussNewtonProduct(const ConstVectorRef<Scalar>& v, VectorRef<Scalar> product) override {
       if (auto s = model_.before(); !s.ok()) return s;
       // G depends on theta, so that products at different points differ.
       product = static_cast<Scalar>(Factor(examples_)) * theta_[0] * v;
@@ -93,7 +94,7 @@ class QuadraticModel : public Model<Scalar> {
 
    private:
     QuadraticModel& model_;
-    const Vector<Scalar>& theta_;
+    const typename wire::SharedVector<Scalar>::ConstMap theta_;
     const Examples examples_;
   };
 

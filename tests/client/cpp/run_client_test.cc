@@ -129,7 +129,7 @@ class FakeRunService : public v1::RunService::Service {
                                                           header.size());
     while (reader->Read(&message)) EXPECT_TRUE(assembler->Add(message.chunk()).ok());
     EXPECT_TRUE(assembler->CheckComplete().ok());
-    Change([&](Script& script) { script.parameters = (*std::move(assembler)).Take(); });
+    Change([&](Script& script) { script.parameters = (*std::move(assembler)).Take().map(); });
     *response->mutable_run() = run_;
     return grpc::Status::OK;
   }

@@ -24,7 +24,7 @@ TYPED_TEST(GradientBySubBatches, AddsThePartsUpAndReportsTheirNorms) {
   QuadraticModel<TypeParam> model(2);
   const Vector<TypeParam> theta{{3, 4}};
   const Examples examples{.ranges = {{8, 10}, {0, 3}}};  // factors 9 10 | 1 2 3
-  Vector<TypeParam> gradient;
+  Vector<TypeParam> gradient(2);
   std::vector<SubBatch> sub_batches;
 
   const auto loss = hfopt::client::GradientBySubBatches(model, theta, examples, 2, gradient, sub_batches);
@@ -42,7 +42,7 @@ TYPED_TEST(GradientBySubBatches, AddsThePartsUpAndReportsTheirNorms) {
 
 TYPED_TEST(GradientBySubBatches, AsksOnceWithoutParts) {
   QuadraticModel<TypeParam> model(2);
-  Vector<TypeParam> gradient;
+  Vector<TypeParam> gradient(2);
   std::vector<SubBatch> sub_batches(3);
   const Vector<TypeParam> theta{{1, 2}};
   ASSERT_TRUE(
@@ -54,7 +54,7 @@ TYPED_TEST(GradientBySubBatches, AsksOnceWithoutParts) {
 
 TYPED_TEST(GradientBySubBatches, LeavesPartsWithoutExamplesAtZero) {
   QuadraticModel<TypeParam> model(1);
-  Vector<TypeParam> gradient;
+  Vector<TypeParam> gradient(1);
   std::vector<SubBatch> sub_batches;
   const Vector<TypeParam> theta{{1}};
   ASSERT_TRUE(
@@ -70,7 +70,7 @@ TYPED_TEST(GradientBySubBatches, LeavesPartsWithoutExamplesAtZero) {
 TYPED_TEST(GradientBySubBatches, PassesTheModelsFailureOn) {
   QuadraticModel<TypeParam> model(1);
   model.before = [] { return absl::ResourceExhaustedError("no memory for activations"); };
-  Vector<TypeParam> gradient;
+  Vector<TypeParam> gradient(1);
   std::vector<SubBatch> sub_batches;
   const Vector<TypeParam> theta{{1}};
   const auto loss =

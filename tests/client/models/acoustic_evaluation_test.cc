@@ -21,7 +21,8 @@ const std::string kFolder = HFOPT_SOURCE_FOLDER "/client/models/an4";
 // Minibatch descent with momentum on the first `size` training frames: enough for posteriors that mean something.
 client::Vector<float> Train(Mlp<float>& mlp, int64_t size) {
   constexpr int64_t kBatch = 128;
-  client::Vector<float> theta = *mlp.InitialParameters(1), gradient, step = client::Vector<float>::Zero(theta.size());
+  client::Vector<float> theta = *mlp.InitialParameters(1), gradient(theta.size());
+  client::Vector<float> step = client::Vector<float>::Zero(theta.size());
   for (int64_t begin = 0; begin + kBatch <= size; begin += kBatch) {
     EXPECT_THAT(mlp.Gradient(theta, {DataSet::kTraining, {{begin, begin + kBatch}}}, gradient), IsOk());
     step = 0.9f * step - 0.03f / kBatch * gradient;

@@ -56,14 +56,14 @@ void Loss(benchmark::State& state) {
 // At the point of the loss before: one unit.
 void GradientAfterLoss(benchmark::State& state) {
   Problem p(state.range(0));
-  Vector<double> gradient;
+  Vector<double> gradient(p.model->num_parameters());
   for (auto _ : state) benchmark::DoNotOptimize(p.model->Gradient(p.theta[0], p.examples, gradient)->loss);
 }
 
 // Two units.
 void Product(benchmark::State& state) {
   Problem p(state.range(0));
-  Vector<double> product;
+  Vector<double> product(p.model->num_parameters());
   const auto linearization = *p.model->Linearize(p.theta[0], p.examples);
   for (auto _ : state) {
     if (!linearization->GaussNewtonProduct(p.theta[1], product).ok()) state.SkipWithError("no product");

@@ -48,12 +48,12 @@ struct Problem {
 
   LossSum Loss(const Vector<Scalar>& at, const Examples& examples) { return *model->Loss(at, examples); }
   Vector<Scalar> Gradient(const Vector<Scalar>& at, const Examples& examples) {
-    Vector<Scalar> gradient;
+    Vector<Scalar> gradient(model->num_parameters());
     EXPECT_THAT(model->Gradient(at, examples, gradient), IsOk());
     return gradient;
   }
   Vector<Scalar> Product(const Vector<Scalar>& at, const Vector<Scalar>& direction, const Examples& examples) {
-    Vector<Scalar> product;
+    Vector<Scalar> product(model->num_parameters());
     EXPECT_THAT((*model->Linearize(at, examples))->GaussNewtonProduct(direction, product), IsOk());
     return product;
   }
@@ -109,7 +109,7 @@ TEST(DiffusionInversion, OutputsAreTheFieldsOfPointSources) {
 TEST(DiffusionInversion, GradientIsThatOfTheLoss) {
   Problem<double> p;
   for (const Examples& examples : {p.all, p.all.Part(3, 4), p.all.Part(14, 19)}) {
-    Vector<double> gradient;
+    Vector<double> gradient(p.model->num_parameters());
     const auto sum = p.model->Gradient(p.theta, examples, gradient);
 
     ASSERT_THAT(sum, IsOk());
@@ -143,7 +143,7 @@ TEST(DiffusionInversion, ProductIsThatOfTheDenseMatrix) {
 
     EXPECT_EQ(linearization->weight(), end - begin);
     Eigen::MatrixXd products(n, n);
-    Vector<double> product;
+    Vector<double> product(p.model->num_parameters());
     for (int64_t i = 0; i < n; ++i) {
       ASSERT_THAT(linearization->GaussNewtonProduct(Vector<double>::Unit(n, i), product), IsOk());
       products.col(i) = product;
@@ -207,7 +207,7 @@ TEST(DiffusionInversion, AtTheTruthTheNoiseIsLeft) {
 TEST(DiffusionInversion, AGaussNewtonStepComesNearTheMinimum) {
   Problem<double> p({.grid = 8, .sources = 16, .receivers = 16});
   const int64_t n = p.theta.size();
-  Vector<double> m = Vector<double>::Zero(n), product;
+  Vector<double> m = Vector<double>::Zero(n), product(n);
   const double start = p.Loss(m, p.all).loss;
   for (int step = 0; step < 4; ++step) {
     const auto linearization = *p.model->Linearize(m, p.all);
@@ -239,7 +239,7 @@ TEST(DiffusionInversion, AnswersArePureFunctionsInAnyOrder) {
   p.Gradient(other, p.all);  // takes the place of what is kept
   const auto other_linearization = *p.model->Linearize(other, p.all.Part(2, 9));
 
-  Vector<double> again;
+  Vector<double> again(p.model->num_parameters());
   ASSERT_THAT(linearization->GaussNewtonProduct(p.v, again), IsOk());
   EXPECT_EQ(again, product);
   EXPECT_EQ(p.Loss(p.theta, p.all.Part(15, 18)).loss, part);
@@ -320,7 +320,7 @@ TEST(DiffusionInversion, SignatureTellsWhatItIs) {
 TEST(DiffusionInversion, RefusesWhatDoesNotFit) {
   Problem<double> p;
   const Vector<double> short_theta = p.theta.head(8);
-  Vector<double> out;
+  Vector<double> out(p.model->num_parameters());
   const auto wrong_size =
       IsError(StatusCode::kInvalidArgument, AllOf(HasSubstr("theta has 8 elements"), HasSubstr("49 parameters")));
   EXPECT_THAT(p.model->Loss(short_theta, p.all), wrong_size);

@@ -57,18 +57,18 @@ struct Problem {
 
   LossSum Loss(const client::Vector<Scalar>& at, const Examples& examples) { return *mlp->Loss(at, examples); }
   client::Vector<Scalar> Gradient(const client::Vector<Scalar>& at, const Examples& examples) {
-    client::Vector<Scalar> gradient;
+    client::Vector<Scalar> gradient(mlp->num_parameters());
     EXPECT_THAT(mlp->Gradient(at, examples, gradient), IsOk());
     return gradient;
   }
   client::Vector<Scalar> SecondMoment(const client::Vector<Scalar>& at, const Examples& examples) {
-    client::Vector<Scalar> second_moment;
+    client::Vector<Scalar> second_moment(mlp->num_parameters());
     EXPECT_THAT(mlp->SecondMoment(at, examples, second_moment), IsOk());
     return second_moment;
   }
   client::Vector<Scalar> Product(const client::Vector<Scalar>& at, const client::Vector<Scalar>& direction,
                                  const Examples& examples) {
-    client::Vector<Scalar> product;
+    client::Vector<Scalar> product(mlp->num_parameters());
     EXPECT_THAT((*mlp->Linearize(at, examples))->GaussNewtonProduct(direction, product), IsOk());
     return product;
   }
@@ -144,7 +144,7 @@ TEST_P(MlpDerivatives, LossIsTheSumOverExamples) {
 }
 
 TEST_P(MlpDerivatives, GradientIsThatOfTheLoss) {
-  client::Vector<double> gradient;
+  client::Vector<double> gradient(p.mlp->num_parameters());
   const auto sum = p.mlp->Gradient(p.theta, p.all, gradient);
 
   ASSERT_THAT(sum, IsOk());
@@ -177,7 +177,7 @@ TEST_P(MlpDerivatives, ProductIsThatOfTheDenseMatrix) {
   const auto linearization = *p.mlp->Linearize(p.theta, p.all);
 
   EXPECT_EQ(linearization->weight(), kExamples);
-  client::Vector<double> product;
+  client::Vector<double> product(p.mlp->num_parameters());
   for (int64_t i = 0; i < n; ++i) {
     ASSERT_THAT(linearization->GaussNewtonProduct(client::Vector<double>::Unit(n, i), product), IsOk());
     EXPECT_LT((product - G.col(i)).cwiseAbs().maxCoeff(), kTolerance) << i;
@@ -282,7 +282,7 @@ TEST(Mlp, AnswersArePureFunctionsInAnyOrder) {
   p.Gradient(other, p.all.Part(0, 20));  // leaves its numbers in the buffers that all calls share
   const auto other_linearization = *p.mlp->Linearize(other, p.all.Part(10, 40));
 
-  client::Vector<float> again;
+  client::Vector<float> again(p.mlp->num_parameters());
   ASSERT_THAT(linearization->GaussNewtonProduct(p.v, again), IsOk());
   EXPECT_EQ(again, product);
   EXPECT_EQ(p.Gradient(p.theta, p.all), gradient);
@@ -302,7 +302,7 @@ TEST(Mlp, LinearizationKeepsItsPointAndExamples) {
   theta.setZero();
   examples.ranges.clear();
 
-  client::Vector<double> again;
+  client::Vector<double> again(p.mlp->num_parameters());
   ASSERT_THAT(linearization->GaussNewtonProduct(p.v, again), IsOk());
   EXPECT_EQ(again, product);
 }
@@ -417,7 +417,7 @@ TEST(Mlp, SignatureTellsWhatItIs) {
 TEST(Mlp, RefusesWhatDoesNotFit) {
   Problem<double> p({.layers = {4, 5, 3}, .activations = {Activation::kTanh}}, 10);
   const client::Vector<double> short_theta = p.theta.head(7);
-  client::Vector<double> out;
+  client::Vector<double> out(p.mlp->num_parameters());
   const auto wrong_size =
       IsError(StatusCode::kInvalidArgument, AllOf(HasSubstr("theta has 7 elements"), HasSubstr("43 parameters")));
   EXPECT_THAT(p.mlp->Loss(short_theta, p.all), wrong_size);

@@ -17,6 +17,7 @@ struct Setting {
     pinn = *Pinn<double>::Create(
         {.problem = static_cast<PinnProblem>(state.range(0)), .block_size = static_cast<int64_t>(state.range(1))});
     theta = *pinn->InitialParameters(1);
+    out.resize(theta.size());
     all = {client::DataSet::kTraining, {{0, pinn->num_examples(client::DataSet::kTraining)}}};
   }
 

@@ -51,13 +51,13 @@ struct Problem {
 
   LossSum Loss(const client::Vector<Scalar>& at, const Examples& examples) { return *pinn->Loss(at, examples); }
   client::Vector<Scalar> Gradient(const client::Vector<Scalar>& at, const Examples& examples) {
-    client::Vector<Scalar> gradient;
+    client::Vector<Scalar> gradient(pinn->num_parameters());
     EXPECT_THAT(pinn->Gradient(at, examples, gradient), IsOk());
     return gradient;
   }
   client::Vector<Scalar> Product(const client::Vector<Scalar>& at, const client::Vector<Scalar>& direction,
                                  const Examples& examples) {
-    client::Vector<Scalar> product;
+    client::Vector<Scalar> product(pinn->num_parameters());
     EXPECT_THAT((*pinn->Linearize(at, examples))->GaussNewtonProduct(direction, product), IsOk());
     return product;
   }
@@ -154,7 +154,7 @@ TEST_P(PinnDerivatives, LossIsTheSumOfMeanSquares) {
 }
 
 TEST_P(PinnDerivatives, GradientIsThatOfTheLoss) {
-  client::Vector<double> gradient;
+  client::Vector<double> gradient(p.pinn->num_parameters());
   const auto sum = p.pinn->Gradient(p.theta, window, gradient);
 
   ASSERT_THAT(sum, IsOk());
@@ -188,7 +188,7 @@ TEST_P(PinnDerivatives, ProductIsThatOfTheDenseMatrix) {
   const auto linearization = *p.pinn->Linearize(p.theta, window);
 
   EXPECT_EQ(linearization->weight(), window.size());
-  client::Vector<double> product;
+  client::Vector<double> product(p.pinn->num_parameters());
   for (int64_t i = 0; i < n; ++i) {
     ASSERT_THAT(linearization->GaussNewtonProduct(client::Vector<double>::Unit(n, i), product), IsOk());
     EXPECT_LT((product - G.col(i)).cwiseAbs().maxCoeff(), tolerance) << i;
@@ -362,7 +362,7 @@ TEST(Pinn, AnswersArePureFunctionsInAnyOrder) {
     p.Gradient(other, p.all.Part(0, 20));  // leaves its numbers in the buffers that all calls share
     const auto other_linearization = *p.pinn->Linearize(other, p.all.Part(10, 400));
 
-    client::Vector<double> again;
+    client::Vector<double> again(p.pinn->num_parameters());
     ASSERT_THAT(linearization->GaussNewtonProduct(p.v, again), IsOk());
     EXPECT_EQ(again, product);
     EXPECT_EQ(p.Gradient(p.theta, p.all), gradient);
@@ -383,7 +383,7 @@ TEST(Pinn, LinearizationKeepsItsPointAndExamples) {
   theta.setZero();
   examples.ranges.clear();
 
-  client::Vector<double> again;
+  client::Vector<double> again(p.pinn->num_parameters());
   ASSERT_THAT(linearization->GaussNewtonProduct(p.v, again), IsOk());
   EXPECT_EQ(again, product);
 }
@@ -441,7 +441,7 @@ TEST(Pinn, RelativeErrorIsThatOfTheGrid) {
 TEST(Pinn, RefusesWhatDoesNotFit) {
   Problem<double> p({.layers = {2, 4, 1}});
   const client::Vector<double> short_theta = p.theta.head(7);
-  client::Vector<double> out;
+  client::Vector<double> out(p.pinn->num_parameters());
   const auto wrong_size =
       IsError(StatusCode::kInvalidArgument, AllOf(HasSubstr("theta has 7 elements"), HasSubstr("17 parameters")));
   EXPECT_THAT(p.pinn->Loss(short_theta, p.all), wrong_size);

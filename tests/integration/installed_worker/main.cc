@@ -6,7 +6,8 @@
 #include "client/cpp/run_client.h"
 
 namespace hc = hfopt::client;
-using Vector = hc::Vector<double>;
+using In = const hc::ConstVectorRef<double>&;
+using Out = hc::VectorRef<double>;
 
 // loss = sum over examples i of (theta_i - i)^2 / 2.
 struct Quadratic : hc::Model<double> {
@@ -14,11 +15,11 @@ struct Quadratic : hc::Model<double> {
   int64_t num_examples(hc::DataSet) const override { return 4; }
   std::string signature() const override { return "quadratic"; }
 
-  absl::StatusOr<hc::LossSum> Loss(const Vector& theta, const hc::Examples& examples) override {
-    Vector ignored(4);
+  absl::StatusOr<hc::LossSum> Loss(In theta, const hc::Examples& examples) override {
+    hc::Vector<double> ignored(4);
     return Gradient(theta, examples, ignored);
   }
-  absl::StatusOr<hc::LossSum> Gradient(const Vector& theta, const hc::Examples& examples, Vector& gradient) override {
+  absl::StatusOr<hc::LossSum> Gradient(In theta, const hc::Examples& examples, Out gradient) override {
     hc::LossSum sum;
     gradient.setZero();
     for (const hc::IndexRange& range : examples.ranges) {
@@ -33,7 +34,7 @@ struct Quadratic : hc::Model<double> {
 
   struct Identity : hc::Linearization<double> {
     explicit Identity(hc::Examples e) : examples(std::move(e)) {}
-    absl::Status GaussNewtonProduct(const Vector& v, Vector& product) override {
+    absl::Status GaussNewtonProduct(In v, Out product) override {
       product.setZero();
       for (const hc::IndexRange& range : examples.ranges) {
         for (int64_t i = range.begin; i < range.end; ++i) product[i] = v[i];
@@ -43,8 +44,7 @@ struct Quadratic : hc::Model<double> {
     double weight() const override { return static_cast<double>(examples.size()); }
     hc::Examples examples;
   };
-  absl::StatusOr<std::unique_ptr<hc::Linearization<double>>> Linearize(const Vector&,
-                                                                       const hc::Examples& examples) override {
+  absl::StatusOr<std::unique_ptr<hc::Linearization<double>>> Linearize(In, const hc::Examples& examples) override {
     return std::make_unique<Identity>(examples);
   }
 };
