@@ -48,15 +48,30 @@ void LbfgsPreconditioner<Scalar>::SetPairs(const PairList<Scalar>& pairs) {
 template <typename Scalar>
 void LbfgsPreconditioner<Scalar>::Apply(const Vector<Scalar>& r, Vector<Scalar>& z) {
   z = r;
-  for (auto term = terms_.rbegin(); term != terms_.rend(); ++term) {
-    Term& t = **term;
-    t.projection = t.inverse_sy * Dot(t.pair->p, z);
-    Axpy(-t.projection, t.y, z);
+  // Each step takes what it adds and the product that the next step needs in one pass.
+  const size_t m = terms_.size();
+  double sz = m > 0 ? Dot(terms_.back()->pair->p, z) : 0;
+  for (size_t i = m; i-- > 0;) {
+    Term& t = *terms_[i];
+    t.projection = t.inverse_sy * sz;
+    if (i > 0) {
+      sz = AxpyDot(-t.projection, t.y, z, terms_[i - 1]->pair->p);
+    } else {
+      Axpy(-t.projection, t.y, z);
+    }
   }
   if (inverse_diagonal_.size() > 0) z = z.cwiseProduct(inverse_diagonal_);
-  if (!terms_.empty()) z *= static_cast<Scalar>(terms_.back()->gamma);
-  for (const auto& t : terms_) {
-    Axpy(t->projection - t->inverse_sy * Dot(t->y, z), t->pair->p, z);
+  if (m == 0) return;
+  z *= static_cast<Scalar>(terms_.back()->gamma);
+  double yz = Dot(terms_.front()->y, z);
+  for (size_t i = 0; i < m; ++i) {
+    const Term& t = *terms_[i];
+    const double coefficient = t.projection - t.inverse_sy * yz;
+    if (i + 1 < m) {
+      yz = AxpyDot(coefficient, t.pair->p, z, terms_[i + 1]->y);
+    } else {
+      Axpy(coefficient, t.pair->p, z);
+    }
   }
 }
 

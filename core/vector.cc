@@ -48,6 +48,18 @@ void Axpy(double a, const Vector<Scalar>& x, Vector<Scalar>& y) {
 }
 
 template <typename Scalar>
+double AxpyDot(double a, const Vector<Scalar>& x, Vector<Scalar>& y, const Vector<Scalar>& w) {
+  const Scalar step = static_cast<Scalar>(a);
+  const Scalar* const px = x.data();
+  const Scalar* const pw = w.data();
+  Scalar* const py = y.data();
+  return LaneSums<1>(y.size(), [=](int64_t i, int lane, double (*sums)[kLanes]) {
+    py[i] += step * px[i];
+    sums[0][lane] += static_cast<double>(pw[i]) * static_cast<double>(py[i]);
+  })[0];
+}
+
+template <typename Scalar>
 void Xpay(const Vector<Scalar>& x, double a, Vector<Scalar>& y) {
   y = x + static_cast<Scalar>(a) * y;
 }
@@ -86,6 +98,7 @@ CgStepSums CgStep(double a, double damping, const Vector<Scalar>& p, const Vecto
   template double Dot<Scalar>(const Vector<Scalar>&, const Vector<Scalar>&);                                         \
   template double Norm<Scalar>(const Vector<Scalar>&);                                                               \
   template void Axpy<Scalar>(double, const Vector<Scalar>&, Vector<Scalar>&);                                        \
+  template double AxpyDot<Scalar>(double, const Vector<Scalar>&, Vector<Scalar>&, const Vector<Scalar>&);            \
   template void Xpay<Scalar>(const Vector<Scalar>&, double, Vector<Scalar>&);                                        \
   template int64_t FirstNonFinite<Scalar>(const Eigen::Ref<const Vector<Scalar>>&);                                  \
   template CgStepSums CgStep<Scalar>(double, double, const Vector<Scalar>&, const Vector<Scalar>&,                   \

@@ -24,6 +24,10 @@ double Norm(const Vector<Scalar>& a);
 template <typename Scalar>
 void Axpy(double a, const Vector<Scalar>& x, Vector<Scalar>& y);
 
+// y += a x; returns w'y after it. One pass over memory, w.size() == y.size().
+template <typename Scalar>
+double AxpyDot(double a, const Vector<Scalar>& x, Vector<Scalar>& y, const Vector<Scalar>& w);
+
 // y = x + a y.
 template <typename Scalar>
 void Xpay(const Vector<Scalar>& x, double a, Vector<Scalar>& y);

@@ -199,6 +199,7 @@ std::shared_ptr<WorkerLink> WorkerPool::Detach(Worker& worker) {
   worker.last_heard = worker.link->last_heard();
   worker.past_bytes_sent += worker.link->bytes_sent();
   worker.past_bytes_received += worker.link->bytes_received();
+  worker.shared_memory = worker.link->shared_memory();
   worker.held.clear();
   return std::exchange(worker.link, nullptr);
 }
@@ -641,7 +642,7 @@ std::vector<v1::WorkerStatus> WorkerPool::workers() const {
     }
     status.set_answers(worker.answers);
     status.set_compute_seconds(worker.compute_seconds);
-    status.set_shared_memory(worker.link != nullptr && worker.link->shared_memory());
+    status.set_shared_memory(worker.link != nullptr ? worker.link->shared_memory() : worker.shared_memory);
     status.set_bytes_sent(worker.past_bytes_sent + (worker.link ? worker.link->bytes_sent() : 0));
     status.set_bytes_received(worker.past_bytes_received + (worker.link ? worker.link->bytes_received() : 0));
     statuses.push_back(std::move(status));

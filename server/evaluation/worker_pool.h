@@ -165,6 +165,7 @@ class WorkerPool {
     double compute_seconds = 0;
     uint64_t past_bytes_sent = 0, past_bytes_received = 0;  // of earlier links
     absl::Time last_heard;                                  // as of the end of the last link
+    bool shared_memory = false;                             // likewise
 
     bool CanServe(int shard) const;
   };

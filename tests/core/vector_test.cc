@@ -54,6 +54,16 @@ TYPED_TEST(VectorTest, AxpyAndXpay) {
   }
 }
 
+TYPED_TEST(VectorTest, AxpyDotIsOneAfterTheOther) {
+  for (const int n : kSizes) {
+    const Vector<TypeParam> x = this->Draw(n), y = this->Draw(n), w = this->Draw(n);
+    Vector<TypeParam> separate = y, fused = y;
+    Axpy(0.3, x, separate);
+    EXPECT_EQ(AxpyDot(0.3, x, fused, w), Dot(w, separate)) << n;
+    EXPECT_EQ(fused, separate) << n;
+  }
+}
+
 TYPED_TEST(VectorTest, FirstNonFiniteFindsNanAndInfinityAnywhere) {
   using Limits = std::numeric_limits<TypeParam>;
   for (const int n : kSizes) {

@@ -2,6 +2,7 @@
 
 #include <map>
 #include <memory>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -56,7 +57,10 @@ struct Case {
   std::string name;
   int workers;
   v1::OptimizerOptions options;
+  int without_shared_memory = 0;  // of the workers
 };
+
+void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
 
 class RemoteEqualsLocal : public ::testing::TestWithParam<Case> {};
 
@@ -75,7 +79,8 @@ void ExpectSameBits(const Case& c) {
   std::vector<std::unique_ptr<WorkerThread<Scalar>>> workers;
   for (int w = 0; w < c.workers; ++w) {
     workers.push_back(std::make_unique<WorkerThread<Scalar>>(DigitsModel<Scalar>(), server.address(), "digits",
-                                                             absl::StrCat("w-", w)));
+                                                             absl::StrCat("w-", w), std::set<uint32_t>(),
+                                                             /*shared_memory=*/w >= c.without_shared_memory));
   }
   std::vector<v1::IterationReport> reports;
   const auto ended = client.Watch("digits", 0, [&](const v1::WatchRunResponse& event) {
@@ -85,6 +90,11 @@ void ExpectSameBits(const Case& c) {
   ASSERT_TRUE(ended.ok()) << ended.status();
   EXPECT_EQ(ended->state(), v1::RUN_STATE_ENDED) << ended->state_detail();
   EXPECT_EQ(ended->termination().reason(), v1::Termination::REASON_ITERATION_BUDGET);
+  const v1::Run run = client.Get("digits").value();
+  EXPECT_EQ(run.workers_size(), c.workers);
+  for (const v1::WorkerStatus& status : run.workers()) {
+    EXPECT_EQ(status.shared_memory(), status.worker_id() >= absl::StrCat("w-", c.without_shared_memory));
+  }
   for (auto& worker : workers) {
     ASSERT_TRUE(worker->Join().ok()) << worker->Join().status();
     EXPECT_EQ(worker->Join()->reason, "ITERATION_BUDGET");
@@ -111,6 +121,8 @@ INSTANTIATE_TEST_SUITE_P(Workers, RemoteEqualsLocal,
                                            Case{"TwoWorkers", 2, SmallAccelerated()},
                                            Case{"ThreeWorkers", 3, SmallAccelerated()},
                                            Case{"EveryExtra", 2, WithEveryExtra()},
+                                           Case{"OneOfTwoInChunks", 2, WithEveryExtra(), 1},
+                                           Case{"AllInChunks", 2, WithEveryExtra(), 2},
                                            Case{"Published", 2, Published()}),
                          [](const auto& info) { return info.param.name; });
 

@@ -74,12 +74,13 @@ template <typename Scalar>
 class WorkerThread {
  public:
   WorkerThread(std::unique_ptr<client::Model<Scalar>> model, const std::string& address, const std::string& run_id,
-               const std::string& worker_id, std::set<uint32_t> shards = {})
+               const std::string& worker_id, std::set<uint32_t> shards = {}, bool shared_memory = true)
       : model_(std::move(model)),
         worker_(*model_, {.channel = client::MakeChannel(address),
                           .run_id = run_id,
                           .worker_id = worker_id,
                           .shards = std::move(shards),
+                          .shared_memory = shared_memory,
                           .initial_backoff = absl::Milliseconds(5),
                           .max_backoff = absl::Milliseconds(50)}),
         thread_([this] { finished_ = worker_.Run(); }) {}

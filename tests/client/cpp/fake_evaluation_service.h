@@ -1,6 +1,7 @@
 #ifndef HFOPT_TESTS_CLIENT_CPP_FAKE_EVALUATION_SERVICE_H_
 #define HFOPT_TESTS_CLIENT_CPP_FAKE_EVALUATION_SERVICE_H_
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -17,6 +18,7 @@
 #include "grpcpp/server_builder.h"
 #include "gtest/gtest.h"
 #include "hfopt/v1/evaluation_service.grpc.pb.h"
+#include "proto/wire/shared_segment.h"
 #include "proto/wire/vector_codec.h"
 #include "tests/client/cpp/socket_address.h"
 
@@ -54,9 +56,27 @@ class ServerEnd {
   }
 
   // Reads the Hello and welcomes.
-  v1::Hello Welcome(uint32_t shards = 1, double lease_seconds = 60) {
+  v1::Hello Welcome(uint32_t shards = 1, double lease_seconds = 60) { return Welcome(shards, lease_seconds, {}); }
+
+  // The same, with an offer of shared memory, which the worker must take. Vectors lie there from now on.
+  v1::Hello WelcomeAndShare() {
+    const v1::Hello hello = Welcome(1, 60, [this](const v1::Hello& from, v1::SharedMemory* memory) {
+      EXPECT_EQ(from.host(), wire::HostName());
+      const size_t bytes = from.num_parameters() * sizeof(Scalar);
+      to_worker_ = wire::SharedSegment::Create(bytes, 8, wire::SharedSegment::Peer::kReads).value();
+      to_server_ = wire::SharedSegment::Create(bytes, 8, wire::SharedSegment::Peer::kWrites).value();
+      *memory->mutable_to_worker() = to_worker_->Describe();
+      *memory->mutable_to_server() = to_server_->Describe();
+    });
+    EXPECT_TRUE(Read().has_shared_memory_attached());
+    return hello;
+  }
+
+  using Offer = std::function<void(const v1::Hello& hello, v1::SharedMemory* memory)>;
+  v1::Hello Welcome(uint32_t shards, double lease_seconds, const Offer& offer) {
     const v1::Hello hello = Read().hello();
     v1::SessionResponse message;
+    if (offer) offer(hello, message.mutable_welcome()->mutable_shared_memory());
     message.mutable_welcome()->set_protocol_version(1);
     message.mutable_welcome()->set_element_type(wire::ElementTypeOf<Scalar>());
     message.mutable_welcome()->set_shards(shards);
@@ -85,13 +105,27 @@ class ServerEnd {
 
   void SendVector(const std::string& name, const Vector<Scalar>& vector) {
     const uint64_t transfer = next_transfer_++;
-    SendHeader(transfer, name, vector.size());
     v1::SessionResponse message;
+    if (to_worker_ != nullptr) {
+      std::shared_ptr<void> slot = to_worker_->Acquire();
+      std::copy(vector.begin(), vector.end(), static_cast<Scalar*>(slot.get()));
+      *message.mutable_vector_header() = wire::MakeHeader(transfer, name, vector.size(), wire::ElementTypeOf<Scalar>());
+      message.mutable_vector_header()->set_slot(*to_worker_->SlotOf(slot.get()));
+      Send(message);
+      slots_[name] = std::move(slot);
+      return;
+    }
+    SendHeader(transfer, name, vector.size());
     for (uint64_t offset = 0;
          const size_t bytes = wire::FillChunk(vector, offset, transfer, message.mutable_vector_chunk());
          offset += bytes) {
       Send(message);
     }
+  }
+
+  // What a server may do with a slot once nobody waits for an answer any more.
+  void Overwrite(const std::string& name, const Vector<Scalar>& vector) {
+    std::copy(vector.begin(), vector.end(), static_cast<Scalar*>(slots_.at(name).get()));
   }
 
   void SendRequest(const v1::EvaluationRequest& request) {
@@ -110,6 +144,7 @@ class ServerEnd {
     v1::SessionResponse message;
     message.mutable_release()->add_vectors(name);
     Send(message);
+    slots_.erase(name);
   }
 
   // Says that the run has ended; the script then returns OK.
@@ -130,6 +165,12 @@ class ServerEnd {
       if (message.has_vector_header()) {
         const v1::VectorHeader& header = message.vector_header();
         EXPECT_EQ(header.name(), "");
+        if (header.has_slot()) {
+          const std::shared_ptr<void> slot = to_server_->Take(header.slot()).value();
+          received.vectors[header.transfer()] =
+              Eigen::Map<const Vector<Scalar>>(static_cast<Scalar*>(slot.get()), header.size());
+          continue;
+        }
         open.emplace(header.transfer(), wire::VectorAssembler<Scalar>::Create(header, header.size()).value());
       } else if (message.has_vector_chunk()) {
         const auto transfer = open.find(message.vector_chunk().transfer());
@@ -150,6 +191,8 @@ class ServerEnd {
   grpc::ServerContext& context_;
   Stream& stream_;
   uint64_t next_transfer_ = 1;
+  std::shared_ptr<wire::SharedSegment> to_worker_, to_server_;
+  std::map<std::string, std::shared_ptr<void>> slots_;  // by the name of the vector that lies there
 };
 
 // Plays the i-th script to the i-th session; the scripts are the server's side of the test. Sessions beyond the last

@@ -109,14 +109,23 @@ class WorkerTest : public ::testing::Test {
   std::string log_;
 };
 
-template <typename Scalar>
-class ModelWorkerOf : public WorkerTest<Scalar> {};
-using Scalars = ::testing::Types<float, double>;
-TYPED_TEST_SUITE(ModelWorkerOf, Scalars);
+template <typename Scalar, bool kShared>
+struct Way {};
+template <typename>
+class ModelWorkerOf;
+template <typename S, bool kSharedMemory>
+class ModelWorkerOf<Way<S, kSharedMemory>> : public WorkerTest<S> {
+ protected:
+  using Scalar = S;
+  static constexpr bool kShared = kSharedMemory;
+};
+using Ways = ::testing::Types<Way<float, false>, Way<float, true>, Way<double, false>, Way<double, true>>;
+TYPED_TEST_SUITE(ModelWorkerOf, Ways);
 
 TYPED_TEST(ModelWorkerOf, HoldsTheWholeConversation) {
-  const auto finished = this->Run({[&](ServerEnd<TypeParam>& server) {
-    const v1::Hello hello = server.Welcome();
+  using Scalar = typename TestFixture::Scalar;
+  const auto finished = this->Run({[&](ServerEnd<Scalar>& server) {
+    const v1::Hello hello = TestFixture::kShared ? server.WelcomeAndShare() : server.Welcome();
     EXPECT_EQ(hello.protocol_version(), 1u);
     EXPECT_EQ(hello.worker_id(), "w-1");
     EXPECT_EQ(hello.incarnation(), 17u);
@@ -125,7 +134,7 @@ TYPED_TEST(ModelWorkerOf, HoldsTheWholeConversation) {
     EXPECT_EQ(hello.training_examples(), 100u);
     EXPECT_EQ(hello.held_out_examples(), 10u);
     EXPECT_EQ(hello.model_signature(), "quadratic");
-    EXPECT_THAT(hello.element_types(), ElementsAre(wire::ElementTypeOf<TypeParam>()));
+    EXPECT_THAT(hello.element_types(), ElementsAre(wire::ElementTypeOf<Scalar>()));
     EXPECT_THAT(hello.shards(), IsEmpty());
     EXPECT_TRUE(hello.second_moment() && hello.sub_batches() && hello.initial_parameters());
     EXPECT_THAT(hello.held_vectors(), IsEmpty());
@@ -150,22 +159,22 @@ TYPED_TEST(ModelWorkerOf, HoldsTheWholeConversation) {
     gradient.mutable_gradient()->set_sub_batches(4);
     gradient.mutable_gradient()->set_second_moment(true);
     server.SendRequest(gradient);
-    const Received<TypeParam> g = server.ReadAnswer();
-    EXPECT_EQ(g.vectors.at(g.answer.gradient().gradient_transfer()), Vector<TypeParam>(5050 * this->theta_));
+    const Received<Scalar> g = server.ReadAnswer();
+    EXPECT_EQ(g.vectors.at(g.answer.gradient().gradient_transfer()), Vector<Scalar>(5050 * this->theta_));
     EXPECT_EQ(g.vectors.at(g.answer.gradient().second_moment_transfer())[0], 338350);  // sum of i^2, i = 1 .. 100
     EXPECT_EQ(g.answer.gradient().sub_batches_size(), 4);
 
     server.SendRequest(ProductRequest(3, "theta", "v"));
-    const Received<TypeParam> product = server.ReadAnswer();
+    const Received<Scalar> product = server.ReadAnswer();
     EXPECT_EQ(product.answer.product().weight(), 100);
     EXPECT_EQ(product.vectors.at(product.answer.product().product_transfer()),
-              Vector<TypeParam>(5050 * this->direction_));
+              Vector<Scalar>(5050 * this->direction_));
 
     v1::EvaluationRequest initial;
     initial.set_id(4);
     initial.mutable_initial_parameters()->set_seed(9);
     server.SendRequest(initial);
-    const Received<TypeParam> start = server.ReadAnswer();
+    const Received<Scalar> start = server.ReadAnswer();
     EXPECT_EQ(start.vectors.at(start.answer.initial_parameters().parameters_transfer())[2], 9);
     return server.Finish("TARGET_REACHED");
   }});
@@ -173,6 +182,7 @@ TYPED_TEST(ModelWorkerOf, HoldsTheWholeConversation) {
   EXPECT_EQ(finished->reason, "TARGET_REACHED");
   EXPECT_EQ(this->service_->sessions(), 1);
   EXPECT_EQ(this->model_.live_linearizations, 0) << "Run leaves nothing behind";
+  EXPECT_THAT(this->log(), HasSubstr(TestFixture::kShared ? "vectors through shared memory" : "vectors through gRPC"));
 }
 
 using ModelWorkerTest = WorkerTest<float>;
@@ -366,6 +376,111 @@ TEST_F(ModelWorkerTest, SendsAnAnswerAgainThatWasCutOff) {
                                    }));
   const auto finished = worker.Run();
   EXPECT_TRUE(finished.ok()) << finished.status();
+}
+
+// What lay in shared memory may be overwritten once the session has ended.
+TEST_F(ModelWorkerTest, ForgetsWhatLayInSharedMemoryWhenItsSessionBreaks) {
+  const auto finished = Run({
+      [&](Server& server) {
+        server.WelcomeAndShare();
+        server.SendVector("theta", theta_);
+        server.SendVector("v", direction_);
+        server.SendRequest(ProductRequest(1, "theta", "v"));
+        EXPECT_TRUE(server.ReadAnswer().answer.has_product());
+        server.Overwrite("theta", 100 * theta_);
+        return kBroken;
+      },
+      [&](Server& server) {
+        EXPECT_THAT(server.Welcome().held_vectors(), IsEmpty());
+        server.SendVector("theta", theta_);
+        server.SendVector("v", direction_);
+        server.SendRequest(ProductRequest(2, "theta", "v"));
+        EXPECT_EQ(server.ReadAnswer().vectors.begin()->second, Vector<float>(5050 * direction_));
+        EXPECT_EQ(model_.linearize_calls, 2) << "the first looked at memory that was overwritten";
+        return server.Finish();
+      },
+  });
+  EXPECT_TRUE(finished.ok()) << finished.status();
+}
+
+TEST_F(ModelWorkerTest, FinishesWhatItComputesFromSharedMemoryWhenItsSessionBreaks) {
+  Gate gate(model_);
+  const auto finished = Run({
+      [&](Server& server) {
+        server.WelcomeAndShare();
+        server.SendVector("theta", theta_);
+        server.SendRequest(GradientRequest(1, "theta"));
+        server.SendRequest(GradientRequest(2, "theta"));
+        gate.AwaitCall();
+        return kBroken;
+      },
+      [&](Server& server) {
+        EXPECT_THAT(server.WelcomeAndShare().pending_requests(), UnorderedElementsAre(1, 2));
+        for (const uint64_t id : {1, 2}) {
+          gate.LetGo();
+          const Received<float> gradient = server.ReadAnswer();
+          EXPECT_EQ(gradient.answer.request_id(), id);
+          EXPECT_EQ(gradient.vectors.begin()->second, Vector<float>(5050 * theta_));
+        }
+        return server.Finish();
+      },
+  });
+  EXPECT_TRUE(finished.ok()) << finished.status();
+}
+
+TEST_F(ModelWorkerTest, SendsAnAnswerAgainThatLayInSharedMemory) {
+  const auto finished = Run({
+      [&](Server& server) {
+        server.WelcomeAndShare();
+        server.SendVector("theta", theta_);
+        server.SendRequest(GradientRequest(1, "theta"));
+        EXPECT_TRUE(server.Read().vector_header().has_slot());
+        return kBroken;  // nothing tells the worker that the answer has come
+      },
+      [&](Server& server) {
+        const v1::Hello hello = server.Welcome();
+        if (hello.pending_requests().empty()) return server.Finish();  // the whole answer had been handed to gRPC
+        const Received<float> gradient = server.ReadAnswer();
+        EXPECT_EQ(gradient.vectors.begin()->second, Vector<float>(5050 * theta_));
+        return server.Finish();
+      },
+  });
+  EXPECT_TRUE(finished.ok()) << finished.status();
+}
+
+TEST_F(ModelWorkerTest, GoesOnInChunksWhereMemoryCannotBeShared) {
+  const auto chunks = [&](std::function<void(v1::SharedMemory&)> spoil, const std::string& reason) {
+    const auto offer = [&](const v1::Hello&, v1::SharedMemory* memory) {
+      using wire::SharedSegment;
+      static const auto to_worker = SharedSegment::Create(12, 8, SharedSegment::Peer::kReads).value();
+      static const auto to_server = SharedSegment::Create(12, 8, SharedSegment::Peer::kWrites).value();
+      *memory->mutable_to_worker() = to_worker->Describe();
+      *memory->mutable_to_server() = to_server->Describe();
+      spoil(*memory);
+    };
+    const auto finished = Run({[&](Server& server) {
+      server.Welcome(1, 60, offer);
+      server.SendVector("theta", theta_);
+      server.SendRequest(GradientRequest(1, "theta"));
+      EXPECT_EQ(server.ReadAnswer().vectors.begin()->second, Vector<float>(5050 * theta_));
+      return server.Finish();
+    }});
+    EXPECT_TRUE(finished.ok()) << finished.status();
+    EXPECT_THAT(log(), HasSubstr(reason));
+  };
+  chunks([](auto& memory) { memory.mutable_to_worker()->set_token("0123456789abcdef"); }, "is not the memory that was");
+  chunks([](auto& memory) { memory.mutable_to_server()->set_process_id(-1); }, "No such file");
+  chunks([](auto& memory) { *memory.mutable_to_server() = memory.to_worker(); }, "shared memory cannot be had");
+  chunks([](auto& memory) { memory.clear_to_server(); }, "shared memory cannot be had");
+}
+
+TEST_F(ModelWorkerTest, SharesNoMemoryWhenToldNotTo) {
+  ModelWorkerOptions options = OptionsFor({[&](Server& server) {
+    EXPECT_EQ(server.Welcome().host(), "");
+    return server.Finish();
+  }});
+  options.shared_memory = false;
+  EXPECT_TRUE(ModelWorker<float>(model_, options).Run().ok());
 }
 
 TEST_F(ModelWorkerTest, AnswersAModelsFailureAndGoesOn) {
@@ -573,6 +688,15 @@ TEST_F(Offence, TransferBegunTwice) {
 
 TEST_F(Offence, VectorWithoutAName) {
   Expect("transfer 77: the vector has no name", [](Server& server) { server.SendHeader(77, "", 3); });
+}
+
+TEST_F(Offence, SlotOfNoSharedMemory) {
+  Expect("transfer 77: in memory that is not shared", [](Server& server) {
+    v1::SessionResponse message;
+    *message.mutable_vector_header() = wire::MakeHeader(77, "v", 3, v1::ELEMENT_TYPE_FLOAT32);
+    message.mutable_vector_header()->set_slot(0);
+    server.Send(message);
+  });
 }
 
 TEST_F(Offence, SecondWelcome) {
