@@ -255,6 +255,9 @@ class SessionPeer : private Service, public Peer {
     const std::string name = absl::StrCat("direction ", ++round_);
     direction_.map()[0] = static_cast<float>(round_);
     server::Unit unit;
+    unit.request.mutable_slice()->set_data_set(v1::DATA_SET_TRAINING);
+    unit.request.mutable_slice()->set_shards(1);
+    unit.request.mutable_slice()->set_count(1);
     unit.request.mutable_product()->mutable_point()->set_base(name);
     unit.request.mutable_product()->set_direction(name);
     unit.vectors.push_back(

@@ -59,7 +59,7 @@ TYPED_TEST(VectorTest, AxpyDotIsOneAfterTheOther) {
     const Vector<TypeParam> x = this->Draw(n), y = this->Draw(n), w = this->Draw(n);
     Vector<TypeParam> separate = y, fused = y;
     Axpy(0.3, x, separate);
-    EXPECT_EQ(AxpyDot(0.3, x, fused, w), Dot(w, separate)) << n;
+    EXPECT_NEAR(AxpyDot(0.3, x, fused, w), Dot(w, separate), 1e-15 * n) << n;
     EXPECT_EQ(fused, separate) << n;
   }
 }
