@@ -121,8 +121,16 @@ absl::StatusOr<CgResult<Scalar>> MinimizeQuadratic(const CgProblem<Scalar>& prob
     Axpy(-1, Gx, r);
     Axpy(-lambda, x, r);
   }
+  double phi = -(Dot(x, r) - Dot(x, g)) / 2;
+  // From a start worse than none a residual stop would end the solve with q above zero, and a d_N far too long would outlive solve after
+  // solve while lambda pays for it.
+  if (phi > 0 && options.residual_tolerance > 0) {
+    x.setZero();
+    r = -g;
+    phi = 0;
+  }
   double rr = Dot(r, r);
-  result.model_values.push_back(-(Dot(x, r) - Dot(x, g)) / 2);
+  result.model_values.push_back(phi);
   result.initial_residual = std::sqrt(rr);
 
   // An overflow in x need not show in r.

@@ -59,7 +59,7 @@ struct CgProblem {
   CurvatureProduct<Scalar>& G;
   double damping = 0;
   const Vector<Scalar>& gradient;      // g
-  const Vector<Scalar>& start;         // d_0; empty: zero, and no product is spent on it
+  const Vector<Scalar>& start;         // d_0; empty: zero, and no product is spent on it. With a residual stop, zero too if q(d_0) > 0
   double gradient_noise = 0;           // for ConjugateGradientOptions::noise_factor
   const Vector<Scalar>& diagonal;      // D of the preconditioner, or empty
   // Pairs of the solve before, for the preconditioner. In flexible mode the pairs of this solve take their places as it runs.

@@ -13,7 +13,7 @@ double Factor(double rho, const DampingOptions& options) {
       if (!(rho >= 0.25)) return 1.5;
       return rho > 0.75 ? 1 / 1.5 : 1;
     case DampingRule::kContinuous: {
-      // The bounds, and 0.5 as target, were picked on a speech task and held on an auto-encoder and on physics-informed networks.
+      // Picked on a speech task; they held on an auto-encoder and on physics-informed networks.
       constexpr double kLargestDecrease = 1.0 / 8, kLargestIncrease = 4;
       if (std::isnan(rho)) return kLargestIncrease;
       return std::clamp(std::pow(10, options.target_ratio - rho), kLargestDecrease, kLargestIncrease);

@@ -13,7 +13,7 @@ struct ConjugateGradientOptions {
   int max_iterations = 250;  // Martens 2010, sec. 4.4
   // Stop at i when i > k, phi_i < 0 and (phi_i - phi_{i-k}) / phi_i < k * tolerance with k = max(10, 0.1 i); 0: off.
   double progress_tolerance = 5e-4;
-  double residual_tolerance = 0;  // stop at |r| <= tolerance |g|; 0: off
+  double residual_tolerance = 0;  // stop at |r| <= tolerance |g|, and start at zero where q(d_0) > 0; 0: off
   double noise_factor = 0;        // stop at |r| <= factor * (standard deviation of g, see GradientAnswer::noise); 0: off
   double warm_start_decay = 0.95;  // d_0 = decay * the last iterate of the solve before (Martens' code); 0: start at zero
   double kept_iterate_ratio = 1.3;  // iterates ceil(ratio^j) are kept for backtracking (Martens 2010, sec. 4.6)

@@ -289,6 +289,44 @@ TEST(ConjugateGradient, WarmStartContinuesFromThere) {
                  1e-10);
 }
 
+TEST(ConjugateGradient, WithAResidualStopAStartWorseThanNoneIsNone) {
+  System<> system = RandomSystem(30, 1e4, 3);
+  system.lambda = 1e-2;
+  system.options.residual_tolerance = 0.1;
+  const CgResult<double> cold = system.Solve();
+  // Along v the minimum of q is at t = -g'v / v'Bv; at 2 t it is zero again, and positive beyond, and on the other side of zero.
+  const Eigen::VectorXd v = Random(8).Vector(30);
+  const double t = -system.g.dot(v) / v.dot(system.B() * v);
+  for (const double factor : {-0.1, 2.05, 1e6}) {
+    system.start = factor * t * v;
+    ASSERT_GT(system.q(system.start), 0);
+    const CgResult<double> result = system.Solve();
+    EXPECT_EQ(result.model_values, cold.model_values) << factor;
+    EXPECT_EQ(result.initial_residual, cold.initial_residual);
+    EXPECT_EQ(result.last().x, cold.last().x);
+    EXPECT_EQ(result.products, cold.products + 1) << "the one that showed it";
+  }
+  system.start = 1.95 * t * v;
+  ASSERT_LT(system.q(system.start), 0);
+  EXPECT_NEAR(system.Solve().model_values[0], system.q(system.start), 1e-12);
+  system.start = -t * v;
+  system.options.residual_tolerance = 0;
+  EXPECT_NEAR(system.Solve().model_values[0], system.q(system.start), 1e-12) << "other rules take any start";
+}
+
+TEST(ConjugateGradient, AResidualStopNeverLeavesTheModelAboveZero) {
+  // The start solves the stiff direction, so its residual is small, and is far too long along two flat ones: one step does not bring
+  // q under zero, and the residual stop would end the solve.
+  System<> system{.G = Eigen::Vector3d(1, 1e-3, 1e-4).asDiagonal(), .g = -Eigen::Vector3d(1, 1e-3, 1e-4)};
+  system.start = Eigen::Vector3d(1, 60, 501);
+  system.options.residual_tolerance = 0.1;
+  ASSERT_GT(system.q(system.start), 0);
+  ASSERT_LT((system.g + system.G * system.start).norm(), 0.1 * system.g.norm());
+  const CgResult<double> result = system.Solve();
+  EXPECT_EQ(result.stop, CgStop::kResidual);
+  EXPECT_LT(result.last().model_value, 0);
+}
+
 TEST(ConjugateGradient, NeverRunsWithoutCap) {
   // An operator that is no matrix at all: no residual falls, and every tolerance is off.
   class Noise : public CurvatureProduct<double> {

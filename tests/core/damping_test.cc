@@ -55,6 +55,25 @@ TEST(Damping, ContinuousRowByRow) {
   }
 }
 
+// A model that is right above some lambda and wrong below: lambda hovers about that one, and log10(4) up balances 1 - target down.
+TEST(Damping, TargetSetsTheShareOfSolvesThatAreTooLong) {
+  const struct {
+    double target, share;
+  } rows[] = {{0.5, 0.454}, {0.75, 0.293}, {0.9, 0.142}};
+  for (const auto& [target, share] : rows) {
+    const DampingOptions options{.rule = DampingRule::kContinuous, .target_ratio = target};
+    constexpr int kSolves = 10000;
+    int too_long = 0;
+    double lambda = 1;
+    for (int i = 0; i < kSolves; ++i) {
+      const bool wrong = lambda < 1e-3;
+      too_long += wrong ? 1 : 0;
+      lambda = NextDamping(lambda, wrong ? -10 : 1, /*accepted=*/true, options);
+    }
+    EXPECT_NEAR(too_long / double{kSolves}, share, 0.005) << target;
+  }
+}
+
 TEST(Damping, RejectedStepIsTreatedAsAZeroRatioAtBest) {
   const DampingOptions options{.rule = DampingRule::kContinuous};
   for (const double rho : {0.1, 0.5, 3.0}) {
