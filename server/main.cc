@@ -1,12 +1,12 @@
 // hfopt-server: hosts the state of Hessian-free optimizers and asks workers for losses, gradients and Gauss-Newton products.
 
-#include <malloc.h>
 #include <signal.h>
 
 #include <iostream>
 
 #include "CLI/CLI.hpp"
 #include "grpc/grpc.h"
+#include "proto/wire/allocator.h"
 #include "server/server.h"
 #include "spdlog/sinks/stdout_color_sinks.h"
 #include "spdlog/spdlog.h"
@@ -41,10 +41,7 @@ void AddOptions(CLI::App& app, ServerOptions& options) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  // Vectors of megabytes come and go with every CG iteration: the allocator is to keep their pages. Measured: 26-33 % of a transfer's CPU.
-  mallopt(M_MMAP_THRESHOLD, 1 << 30);
-  mallopt(M_TRIM_THRESHOLD, 2000 << 20);
-  mallopt(M_TOP_PAD, 64 << 20);
+  hfopt::wire::KeepFreedPages();
 
   // Blocked before any thread is started, so that only sigwait below takes them.
   sigset_t signals;

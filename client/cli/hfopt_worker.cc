@@ -1,6 +1,5 @@
 // hfopt-worker: computes losses, gradients and Gauss-Newton products of a reference model for one run.
 
-#include <malloc.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -21,6 +20,7 @@
 #include "client/cpp/model_worker.h"
 #include "client/cpp/run_client.h"
 #include "client/models/status_macros.h"
+#include "proto/wire/allocator.h"
 #include "spdlog/sinks/stdout_color_sinks.h"
 #include "spdlog/spdlog.h"
 
@@ -145,10 +145,7 @@ absl::Status Work(const WorkerFlags& flags, std::stop_token stop) {
 
 int main(int argc, char** argv) {
   using namespace hfopt::cli;
-  // Blocks of megabytes come and go with every evaluation: the allocator is to keep their pages.
-  mallopt(M_MMAP_THRESHOLD, 1 << 30);
-  mallopt(M_TRIM_THRESHOLD, 2000 << 20);
-  mallopt(M_TOP_PAD, 64 << 20);
+  hfopt::wire::KeepFreedPages();
   const StopOnSignal signals;
 
   CLI::App app(

@@ -3,7 +3,6 @@
 // same machine. CPU is that of both processes.
 
 #include <arpa/inet.h>
-#include <malloc.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
@@ -25,6 +24,7 @@
 #include "client/cpp/model_worker.h"
 #include "grpcpp/server_builder.h"
 #include "nlohmann/json.hpp"
+#include "proto/wire/allocator.h"
 #include "server/evaluation/evaluation_service.h"
 #include "tests/support/process.h"
 
@@ -330,10 +330,7 @@ int Main() {
 
 int main(int argc, char** argv) {
   using namespace hfopt::testing;
-  // As in the programs of this repository.
-  mallopt(M_MMAP_THRESHOLD, 1 << 30);
-  mallopt(M_TRIM_THRESHOLD, 2000 << 20);
-  mallopt(M_TOP_PAD, 64 << 20);
+  hfopt::wire::KeepFreedPages();  // as the programs of this repository do
   const std::vector<std::string> arguments(argv + 1, argv + argc);
   if (arguments.empty()) return Main();
   if (arguments[0] == "echo") return Echo(std::stoi(arguments[1]), std::stoul(arguments[2]));
