@@ -1,6 +1,6 @@
 // What moving vectors costs: the round trip of a vector through a real session, a direction to a worker and a product back, beside the
 // same bytes through a bare TCP connection. Two processes on loopback, one after the other, in blocks that alternate, so that both see the
-// same machine. CPU is that of both processes.
+// same machine. CPU is that of both processes. At last, what 64 sessions cost the server when nothing is moved or added.
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -13,10 +13,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
-#include <fstream>
 #include <functional>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -26,12 +26,15 @@
 #include "nlohmann/json.hpp"
 #include "proto/wire/allocator.h"
 #include "server/evaluation/evaluation_service.h"
+#include "tests/bench/process_memory.h"
 #include "tests/support/process.h"
 
 namespace hfopt::testing {
 namespace {
 
 constexpr int kBlocks = 5;
+constexpr int kCrowd = 64;                           // sessions
+constexpr size_t kCrowdBytes = 1'000'000 * sizeof(float);  // of a vector
 constexpr char kRun[] = "transport";
 
 // --- The worker's process: a model whose products cost nothing.
@@ -40,7 +43,7 @@ class FreeModel : public client::Model<float> {
  public:
   explicit FreeModel(int64_t n) : n_(n) {}
   int64_t num_parameters() const override { return n_; }
-  int64_t num_examples(client::DataSet) const override { return 1; }
+  int64_t num_examples(client::DataSet) const override { return kCrowd; }
   std::string signature() const override { return "free"; }
   absl::StatusOr<client::LossSum> Loss(const client::ConstVectorRef<float>&, const client::Examples&) override {
     return absl::UnimplementedError("not asked for");
@@ -67,13 +70,21 @@ class FreeModel : public client::Model<float> {
   const int64_t n_;
 };
 
-int Work(const std::string& address, int64_t n, bool shared_memory) {
-  FreeModel model(n);
-  client::ModelWorker<float> worker(model, {.channel = client::MakeChannel(address),
-                                            .run_id = kRun,
-                                            .worker_id = "w",
-                                            .shared_memory = shared_memory});
-  return worker.Run().ok() ? 0 : 1;
+int Work(const std::string& address, int64_t n, bool shared_memory, int workers) {
+  std::vector<std::thread> threads;
+  for (int w = 0; w < workers; ++w) {
+    threads.emplace_back([&address, n, shared_memory, w] {
+      FreeModel model(n);
+      client::ModelWorker<float> worker(model, {.channel = client::MakeChannel(address),
+                                                .run_id = kRun,
+                                                .worker_id = absl::StrCat("w-", w),
+                                                .shards = {static_cast<uint32_t>(w)},
+                                                .shared_memory = shared_memory});
+      (void)worker.Run();
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  return 0;
 }
 
 // --- The same bytes through TCP.
@@ -125,19 +136,6 @@ double CpuOf(pid_t process) {
   Check(clock_getcpuclockid(process, &clock) == 0, "clock_getcpuclockid");
   return Seconds(clock);
 }
-
-double MemoryOf(pid_t process, const std::string& line) {
-  std::ifstream status(absl::StrCat("/proc/", process, "/status"));
-  for (std::string key; status >> key;) {
-    if (key != line) continue;
-    double kib = 0;
-    status >> kib;
-    return kib * 1024;
-  }
-  return 0;
-}
-
-void ForgetPeakOf(pid_t process) { std::ofstream(absl::StrCat("/proc/", process, "/clear_refs")) << 5; }
 
 double Median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
@@ -206,11 +204,11 @@ class TcpPeer : private Listener, public Peer {
   std::vector<char> buffer_;
 };
 
-// A server's end as `hfopt-server` has it, for one run of one worker.
+// A server's end as `hfopt-server` has it, for one run.
 class Service {
  public:
-  Service() {
-    pool_->SetShards(1);
+  explicit Service(int shards) {
+    pool_->SetShards(shards);
     grpc::ServerBuilder builder;
     int port = 0;
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
@@ -236,9 +234,12 @@ class Service {
 
 class SessionPeer : private Service, public Peer {
  public:
-  SessionPeer(size_t bytes, bool shared_memory)
-      : Peer({"work", address(), std::to_string(bytes / sizeof(float)), shared_memory ? "shared" : "grpc"}),
-        bytes_(bytes) {
+  SessionPeer(size_t bytes, bool shared_memory, int workers = 1)
+      : Service(workers),
+        Peer({"work", address(), std::to_string(bytes / sizeof(float)), shared_memory ? "shared" : "grpc",
+              std::to_string(workers)}),
+        bytes_(bytes),
+        workers_(workers) {
     Check(pool().AwaitWorkers().ok(), "no worker");
     // Whether it has attached shows once a first answer has come.
     before_ = MemoryOf(getpid(), "VmRSS:") + MemoryOf(pid(), "VmRSS:");
@@ -254,16 +255,22 @@ class SessionPeer : private Service, public Peer {
   void RoundTrip() override {
     const std::string name = absl::StrCat("direction ", ++round_);
     direction_.map()[0] = static_cast<float>(round_);
-    server::Unit unit;
-    unit.request.mutable_slice()->set_data_set(v1::DATA_SET_TRAINING);
-    unit.request.mutable_slice()->set_shards(1);
-    unit.request.mutable_slice()->set_count(1);
-    unit.request.mutable_product()->mutable_point()->set_base(name);
-    unit.request.mutable_product()->set_direction(name);
-    unit.vectors.push_back(
-        std::make_shared<const server::NamedVector>(server::NamedVector{.name = name, .vector = direction_}));
+    const auto direction =
+        std::make_shared<const server::NamedVector>(server::NamedVector{.name = name, .vector = direction_});
+    std::vector<server::Unit> units(workers_);
+    for (int w = 0; w < workers_; ++w) {
+      server::Unit& unit = units[w];
+      unit.shard = w;
+      unit.request.mutable_slice()->set_data_set(v1::DATA_SET_TRAINING);
+      unit.request.mutable_slice()->set_shard(w);
+      unit.request.mutable_slice()->set_shards(workers_);
+      unit.request.mutable_slice()->set_count(1);
+      unit.request.mutable_product()->mutable_point()->set_base(name);
+      unit.request.mutable_product()->set_direction(name);
+      unit.vectors.push_back(direction);
+    }
     float first = 0, last = 0;
-    const absl::Status status = pool().Evaluate({std::move(unit)}, [&](server::UnitAnswer answer) {
+    const absl::Status status = pool().Evaluate(std::move(units), [&](server::UnitAnswer answer) {
       const auto& product = std::get<wire::SharedVector<float>>(answer.vectors.begin()->second);
       first = product.map()[0];
       last = product.map()[product.size() - 1];
@@ -284,6 +291,7 @@ class SessionPeer : private Service, public Peer {
 
  private:
   const size_t bytes_;
+  const int workers_;
   double before_ = 0;
   wire::SharedVector<float> direction_;
   int round_ = 0;
@@ -321,6 +329,17 @@ int Main() {
     result["shm_speedup" + (mib == 40 ? std::string() : size)] = Median(speedup);
   }
   result["extra_memory_n"] = extra_memory;
+  {
+    SessionPeer crowd(kCrowdBytes, /*shared_memory=*/true, kCrowd);
+    crowd.RoundTrip();
+    const int rounds = 100;
+    const double cpu = Seconds(CLOCK_PROCESS_CPUTIME_ID), wall = Seconds(CLOCK_MONOTONIC);
+    for (int round = 0; round < rounds; ++round) crowd.RoundTrip();
+    const double microseconds = 1e6 * (Seconds(CLOCK_PROCESS_CPUTIME_ID) - cpu) / rounds / kCrowd;
+    std::printf("%d sessions: %.0f us of the server's CPU for each and product, %.1f ms for all by the clock\n", kCrowd,
+                microseconds, 1e3 * (Seconds(CLOCK_MONOTONIC) - wall) / rounds);
+    result["session_microseconds"] = microseconds;
+  }
   std::printf("%s\n", result.dump().c_str());
   return 0;
 }
@@ -334,5 +353,5 @@ int main(int argc, char** argv) {
   const std::vector<std::string> arguments(argv + 1, argv + argc);
   if (arguments.empty()) return Main();
   if (arguments[0] == "echo") return Echo(std::stoi(arguments[1]), std::stoul(arguments[2]));
-  return Work(arguments[1], std::stol(arguments[2]), arguments[3] == "shared");
+  return Work(arguments[1], std::stol(arguments[2]), arguments[3] == "shared", std::stoi(arguments[4]));
 }
