@@ -1,5 +1,6 @@
 #include "client/cli/local_service.h"
 
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <condition_variable>
@@ -31,6 +32,13 @@ struct Startup {
   }
 };
 
+// Where the server is to listen: a socket in the directory, whose permissions then decide who reaches it; a free port where the path is
+// longer than that of a socket may be.
+std::string AddressIn(const std::string& directory) {
+  const std::string socket = absl::StrCat(directory, "/server.sock");
+  return socket.size() < sizeof(sockaddr_un::sun_path) ? absl::StrCat("unix:", socket) : "127.0.0.1:0";
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<LocalService>> LocalService::Start(Options options, std::stop_token stop) {
@@ -39,7 +47,7 @@ absl::StatusOr<std::unique_ptr<LocalService>> LocalService::Start(Options option
   const std::string log = service->LogOf("server");
   const auto on_failure = service->options_.on_failure;
   service->server_ = std::make_unique<SupervisedProcess>(SupervisedProcess::Options{
-      .command = {service->options_.server_program, "--address", "127.0.0.1:0", "--state-dir",
+      .command = {service->options_.server_program, "--address", AddressIn(service->options_.directory), "--state-dir",
                   absl::StrCat(service->options_.directory, "/server")},
       .log_file = log,
       .on_line =

@@ -15,8 +15,8 @@
 
 namespace hfopt::cli {
 
-// An hfopt-server on a free loopback port and workers of it, as processes of this machine. Files in `directory`:
-// server/ (the server's state), server.log, worker-1.log, ...
+// An hfopt-server and workers of it, as processes of this machine. Files in `directory`: server/ (the server's state), server.sock
+// (where it listens), server.log, worker-1.log, ...
 class LocalService {
  public:
   struct Options {

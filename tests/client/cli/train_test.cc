@@ -120,6 +120,18 @@ TEST(Train, LeavesNoProcessBehindWhenKilled) {
   EXPECT_EQ(killed, 3) << "the server and two workers";
 }
 
+TEST(Train, ListensInItsDirectoryAndOnAPortWhereThePathIsTooLongForASocket) {
+  const TemporaryDirectory directory;
+  const auto address = [&](const std::string& d) {
+    EXPECT_EQ(RunProgram(Train(d, 1)).code, 0);
+    const std::string log = ReadFile(d + "/server.log"), line = "listening on ";
+    const size_t begin = log.find(line) + line.size();
+    return log.substr(begin, log.find('\n', begin) - begin);
+  };
+  EXPECT_EQ(address(directory / "d"), "unix:" + (directory / "d/server.sock"));
+  EXPECT_THAT(address(directory / std::string(100, 'd')), ::testing::StartsWith("127.0.0.1:"));
+}
+
 TEST(Train, ABadModelIsRefusedBeforeAnythingIsStarted) {
   const TemporaryDirectory directory;
   std::vector<std::string> command = Train(directory / "d", 8);
