@@ -3,12 +3,15 @@
 #include <map>
 #include <memory>
 #include <ostream>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "client/models/model_factory.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "proto/wire/vector_codec.h"
 #include "tests/support/local_objective.h"
 #include "tests/support/test_server.h"
 
@@ -125,6 +128,80 @@ INSTANTIATE_TEST_SUITE_P(Workers, RemoteEqualsLocal,
                                            Case{"AllInChunks", 2, WithEveryExtra(), 2},
                                            Case{"Published", 2, Published()}),
                          [](const auto& info) { return info.param.name; });
+
+// Passes everything on and remembers the vectors that it was asked with.
+class DistinctVectors : public Objective<float> {
+ public:
+  explicit DistinctVectors(Objective<float>& objective) : objective_(objective) {}
+  int64_t num_parameters() const override { return objective_.num_parameters(); }
+  const DataLayout& layout() const override { return objective_.layout(); }
+  absl::StatusOr<std::vector<LossAnswer>> Losses(const Vector<float>& theta, absl::Span<const Trial<float>> trials,
+                                                 const Sample& sample) override {
+    See(theta);
+    for (const Trial<float>& trial : trials) {
+      if (trial.direction != nullptr) See(*trial.direction);
+    }
+    return objective_.Losses(theta, trials, sample);
+  }
+  absl::StatusOr<GradientAnswer<float>> Gradient(const Vector<float>& theta, const Sample& sample,
+                                                 const GradientExtras& extras) override {
+    See(theta);
+    ++answers_;
+    return objective_.Gradient(theta, sample, extras);
+  }
+  absl::StatusOr<std::unique_ptr<CurvatureProduct<float>>> GaussNewtonAt(const Vector<float>& theta,
+                                                                         const Sample& sample) override {
+    See(theta);
+    HFOPT_ASSIGN_OR_RETURN(auto product, objective_.GaussNewtonAt(theta, sample));
+    return std::make_unique<Product>(*this, std::move(product));
+  }
+
+  size_t asked_with() const { return names_.size(); }
+  size_t answers() const { return answers_; }  // that are vectors
+
+ private:
+  struct Product : CurvatureProduct<float> {
+    Product(DistinctVectors& all, std::unique_ptr<CurvatureProduct<float>> product)
+        : all(all), product(std::move(product)) {}
+    absl::Status Apply(const Vector<float>& v, Vector<float>& Gv) override {
+      all.See(v);
+      ++all.answers_;
+      return product->Apply(v, Gv);
+    }
+    DistinctVectors& all;
+    const std::unique_ptr<CurvatureProduct<float>> product;
+  };
+  void See(const Vector<float>& vector) { names_.insert(wire::ContentName<float>(vector)); }
+
+  Objective<float>& objective_;
+  std::set<std::string> names_;
+  size_t answers_ = 0;
+};
+
+TEST(Bytes, EveryVectorIsSentOnce) {
+  const v1::OptimizerOptions optimizer = Published();
+  TestServer server;
+  client::RunClient client = server.Client();
+  v1::RunOptions options;
+  options.set_shards(1);
+  options.set_seed(7);
+  *options.mutable_optimizer() = optimizer;
+  ASSERT_TRUE(client.Create("digits", options).ok());
+  ASSERT_TRUE(client.Start("digits").ok());
+  WorkerThread<float> worker(DigitsModel<float>(), server.address(), "digits", "w", {}, /*shared_memory=*/false);
+  ASSERT_TRUE(client.Watch("digits", 0, [](const v1::WatchRunResponse&) { return true; }).ok());
+  const v1::Run run = client.Get("digits").value();
+
+  auto model = DigitsModel<float>();
+  LocalObjective<float> local(*model, 1);
+  DistinctVectors vectors(local);
+  RunLocally<float>(vectors, *model->InitialParameters(7), optimizer);
+  const uint64_t bytes = model->num_parameters() * sizeof(float);
+  ASSERT_EQ(run.workers_size(), 1);
+  EXPECT_EQ(run.workers(0).bytes_sent(), vectors.asked_with() * bytes);
+  EXPECT_EQ(run.workers(0).bytes_received(), (1 + vectors.answers()) * bytes) << "the initial parameters too";
+  EXPECT_GT(vectors.asked_with(), 20u);
+}
 
 }  // namespace
 }  // namespace hfopt::testing
