@@ -71,6 +71,7 @@ template <typename Scalar>
 absl::StatusOr<std::vector<DerivativeCheckResult>> CheckWorkers(server::WorkerPool& pool, const CheckFlags& flags) {
   pool.SetShards(flags.shards);
   HFOPT_ASSIGN_OR_RETURN(const server::ModelDescription model, pool.AwaitWorkers());
+  pool.Expect(model);
   std::cerr << "checking " << model.signature << ": " << FormatCount(model.num_parameters) << " parameters, "
             << FormatCount(model.training_examples) << " training examples" << std::endl;
   server::RemoteObjective<Scalar> objective(absl::StrCat("runs/", flags.run_id), pool, model.num_parameters,

@@ -18,7 +18,9 @@ template <typename Scalar>
 using Vector = Eigen::Matrix<Scalar, Eigen::Dynamic, 1>;
 
 // A column to read and one to write, wherever they lie: a Vector is passed as it is; what came from the server is read where it was
-// received, and an answer is written where it is sent from. Their memory is the caller's, and valid during the call.
+// received, and an answer is written where it is sent from. Their memory is the caller's, and valid during the call. When the server has
+// given up the request meanwhile, the numbers may change under it: its answer is dropped, but what a model keeps beyond a call it has to
+// compute from a copy of its own.
 template <typename Scalar>
 using ConstVectorRef = Eigen::Ref<const Vector<Scalar>>;
 template <typename Scalar>
@@ -85,7 +87,7 @@ class Model {
   virtual absl::StatusOr<LossSum> Gradient(const ConstVectorRef<Scalar>& theta, const Examples& examples,
                                            VectorRef<Scalar> gradient) = 0;
 
-  // The numbers of theta are valid until the linearization has gone.
+  // The numbers of theta are valid until the linearization has gone, with the same exception.
   virtual absl::StatusOr<std::unique_ptr<Linearization<Scalar>>> Linearize(const ConstVectorRef<Scalar>& theta,
                                                                            const Examples& examples) = 0;
 

@@ -360,15 +360,16 @@ template <typename Scalar>
 std::string ModelWorker<Scalar>::Impl::ShareMemory(Session& session) {
   using wire::SharedSegment;
   if (!session.welcome.has_shared_memory()) return "vectors through gRPC";
-  auto from_server =
-      SharedSegment::Attach(session.welcome.shared_memory().to_worker(), SharedSegment::Peer::kReads);
-  auto to_server = SharedSegment::Attach(session.welcome.shared_memory().to_server(), SharedSegment::Peer::kWrites);
+  const v1::SharedMemory& offer = session.welcome.shared_memory();
+  const size_t bytes = identity_.num_parameters() * sizeof(Scalar);
+  if (offer.to_worker().slot_bytes() != bytes || offer.to_server().slot_bytes() != bytes) {
+    return "vectors through gRPC, the shared memory that was offered is for vectors of another size";
+  }
+  auto from_server = SharedSegment::Attach(offer.to_worker(), SharedSegment::Peer::kReads);
+  auto to_server = SharedSegment::Attach(offer.to_server(), SharedSegment::Peer::kWrites);
   for (const auto* segment : {&from_server, &to_server}) {
     if (!segment->ok()) {
       return absl::StrCat("vectors through gRPC, shared memory cannot be had: ", segment->status().message());
-    }
-    if (session.welcome.shared_memory().to_server().slot_bytes() != identity_.num_parameters() * sizeof(Scalar)) {
-      return "vectors through gRPC, the shared memory that was offered is of another size";
     }
   }
   session.from_server = *std::move(from_server);
@@ -653,8 +654,14 @@ void ModelWorker<Scalar>::Impl::Compute() {
     running_is_cancelled_ = false;
     lock.unlock();
     Evaluated<Scalar> evaluated = evaluator.Evaluate(*evaluation);
-    evaluation.reset();  // its vectors may have been released
     lock.lock();
+    // A request that was queued before a vector was released or its session broke brings back what was dropped then: it goes before the
+    // next one, which may name a vector of the same content in other memory.
+    for (const auto& [name, vector] : evaluation->vectors) {
+      const auto resident = resident_.find(name);
+      if (resident == resident_.end() || resident->second.bytes() != vector.bytes()) released_.push_back(name);
+    }
+    evaluation.reset();
     running_.reset();
     if (!running_is_cancelled_) outbox_.push_back(std::move(evaluated));
     changed_.notify_all();

@@ -266,9 +266,10 @@ template <typename Scalar>
 std::shared_ptr<typename DiffusionInversion<Scalar>::Point> DiffusionInversion<Scalar>::At(const ConstVectorRef& theta) {
   if (!point_ || point_->theta != theta) {
     point_.reset();
-    point_ = std::make_shared<Point>(Point{.theta = theta,
-                                           .factor = operator_.Factorize(theta.template cast<double>()),
-                                           .states = std::vector<Fields>(num_groups())});
+    // The factor is of the copy: theta's memory may change when nobody waits for this call any more.
+    auto point = std::make_shared<Point>(Point{.theta = theta, .states = std::vector<Fields>(num_groups())});
+    point->factor = operator_.Factorize(point->theta.template cast<double>());
+    point_ = std::move(point);
   }
   return point_;
 }

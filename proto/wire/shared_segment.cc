@@ -110,7 +110,11 @@ SharedSegment::SharedSegment(int descriptor, char* base, size_t slot_bytes, uint
 
 SharedSegment::~SharedSegment() {
   munmap(base_, SegmentBytes(slot_bytes_, slots_));
-  if (descriptor_ >= 0) close(descriptor_);
+  CloseDescriptor();
+}
+
+void SharedSegment::CloseDescriptor() {
+  if (const int descriptor = descriptor_.exchange(-1); descriptor >= 0) close(descriptor);
 }
 
 v1::SharedSegment SharedSegment::Describe() const {

@@ -38,8 +38,10 @@ class SharedSegment : public std::enable_shared_from_this<SharedSegment> {
   SharedSegment(const SharedSegment&) = delete;
   SharedSegment& operator=(const SharedSegment&) = delete;
 
-  // For Attach, in another process, while this one lives.
+  // For Attach, in another process, while this one lives and has the descriptor open.
   v1::SharedSegment Describe() const;
+  // When no more processes are to attach.
+  void CloseDescriptor();
 
   // The slot that begins at `memory`, if it is one of this segment's.
   std::optional<uint32_t> SlotOf(const void* memory) const;
@@ -66,7 +68,7 @@ class SharedSegment : public std::enable_shared_from_this<SharedSegment> {
   State& state(uint32_t slot) const;
   char* data(uint32_t slot) const;
 
-  const int descriptor_;  // -1 where attached
+  std::atomic<int> descriptor_;  // -1 where attached or closed
   char* const base_;
   const size_t slot_bytes_;
   const uint32_t slots_;

@@ -1,6 +1,7 @@
 #include "proto/wire/shared_vector.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <mutex>
 #include <new>
@@ -39,6 +40,7 @@ std::shared_ptr<void> BufferPool::Get() {
     }
   }
   if (block == nullptr) {
+    if (bytes_ > PTRDIFF_MAX - kPage) throw std::bad_alloc();  // would be rounded to nothing
     block.reset(std::aligned_alloc(kPage, std::max(kPage, (bytes_ + kPage - 1) / kPage * kPage)));
     if (block == nullptr) throw std::bad_alloc();
   }

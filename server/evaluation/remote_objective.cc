@@ -52,7 +52,7 @@ NamedVectorPtr RemoteObjective<Scalar>::Name(const Vector<Scalar>& vector,
   for (const NamedVectorPtr& candidate : known) {
     if (candidate != nullptr && candidate->name == name) return candidate;
   }
-  wire::SharedVector<Scalar> copy = pool_.NewVector<Scalar>();
+  wire::SharedVector<Scalar> copy = pool_.NewVector<Scalar>(vector.size());
   copy.map() = vector;
   return std::make_shared<const NamedVector>(NamedVector{std::move(name), std::move(copy)});
 }
@@ -103,6 +103,11 @@ absl::Status RemoteObjective<Scalar>::Add(const UnitAnswer& answer, uint64_t tra
     return absl::InternalError(absl::StrCat(run_name_, ": shard ", answer.shard, ": transfer ", transfer, " is missing"));
   }
   const auto vector = shared->map();
+  if (vector.size() != num_parameters_) {
+    return absl::FailedPreconditionError(absl::StrCat(run_name_, ": shard ", answer.shard, ": the ", what, " of worker ",
+                                                      answer.worker_id, " has ", vector.size(), " elements, theta has ",
+                                                      num_parameters_));
+  }
   if (reducer.Add(vector, weight)) return absl::OkStatus();
   const int64_t first = std::max<int64_t>(0, FirstNonFinite<Scalar>(vector));
   const int64_t count = vector.size() - vector.array().isFinite().count();

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "core/status_macros.h"
@@ -11,6 +12,19 @@
 
 namespace hfopt::server {
 namespace {
+
+// Lets a mutex go for the length of a scope, also when that is left by an exception.
+class Unlocked {
+ public:
+  explicit Unlocked(absl::Mutex& mu) : mu_(mu) { mu_.Unlock(); }
+  ~Unlocked() { mu_.Lock(); }
+
+ private:
+  absl::Mutex& mu_;
+};
+
+// More than any machine can hold; guards arithmetic.
+constexpr uint64_t kMaxParameters = uint64_t{1} << 40;
 
 bool Contains(const auto& repeated, const auto& value) {
   return std::find(repeated.begin(), repeated.end(), value) != repeated.end();
@@ -123,13 +137,15 @@ absl::Status WorkerPool::CheckHello(const v1::Hello& hello) const {
     return absl::InvalidArgumentError(absl::StrCat(options_.run_name, ": worker ", hello.worker_id(), ": ", what...));
   };
   if (hello.num_parameters() == 0) return refuse("num_parameters is 0");
+  if (hello.num_parameters() > kMaxParameters) {
+    return refuse("num_parameters is ", hello.num_parameters(), "; allowed: 1 to 2^40");
+  }
   if (hello.training_examples() == 0) return refuse("training_examples is 0");
   if (hello.held_out_examples() == 0) return refuse("held_out_examples is 0");
   if (!Contains(hello.element_types(), options_.element_type)) {
     return refuse("cannot compute in ", wire::ElementTypeName(options_.element_type), ", the element type of this run");
   }
-  const int64_t n = static_cast<int64_t>(std::min<uint64_t>(hello.num_parameters(), INT64_MAX));
-  if (const absl::Status fits = options_.check_memory(n); !fits.ok()) {
+  if (const absl::Status fits = options_.check_memory(static_cast<int64_t>(hello.num_parameters())); !fits.ok()) {
     return absl::Status(fits.code(),
                         absl::StrCat(options_.run_name, ": worker ", hello.worker_id(), ": ", fits.message()));
   }
@@ -516,6 +532,8 @@ absl::StatusOr<ModelDescription> WorkerPool::AwaitWorkers() {
 
 absl::Status WorkerPool::Evaluate(std::vector<Unit> units, TakeAnswer take) {
   absl::MutexLock lock(&mu_);
+  // However this ends, also by an exception, no request stays that points to `units`.
+  const absl::Cleanup forget = [this] { AbandonEvaluation(); };
   failure_ = absl::OkStatus();
   evaluation_seconds_.clear();
   answers_.assign(units.size(), std::nullopt);
@@ -533,10 +551,8 @@ absl::Status WorkerPool::Evaluate(std::vector<Unit> units, TakeAnswer take) {
       if (owner != nullptr && owner->link != nullptr && owner->welcomed) Dispatch(id, pending, *owner);
     }
     UpdateWaiting(pending_.empty() ? "" : DescribeUnserved(), since);
-    if (!interrupted_.ok() || !failure_.ok()) {
-      AbandonEvaluation();
-      return !interrupted_.ok() ? interrupted_ : failure_;
-    }
+    if (!interrupted_.ok()) return interrupted_;
+    if (!failure_.ok()) return failure_;
     if (taken == units.size()) break;
     if (!answers_[taken].has_value()) {
       WaitForChange();
@@ -545,20 +561,16 @@ absl::Status WorkerPool::Evaluate(std::vector<Unit> units, TakeAnswer take) {
     UnitAnswer answer = *std::exchange(answers_[taken], std::nullopt);
     const bool all_have_answered = pending_.empty();
     const absl::Time begin = options_.now();
-    mu_.Unlock();
-    const absl::Status status = take(std::move(answer));
-    mu_.Lock();
-    if (all_have_answered) accounting_.reducing += absl::ToDoubleSeconds(options_.now() - begin);
-    if (!status.ok()) {
-      AbandonEvaluation();
-      return status;
+    {
+      const Unlocked unlocked(mu_);
+      HFOPT_RETURN_IF_ERROR(take(std::move(answer)));
     }
+    if (all_have_answered) accounting_.reducing += absl::ToDoubleSeconds(options_.now() - begin);
     ++taken;
   }
   double slowest = 0;
   for (const auto& [id, seconds] : evaluation_seconds_) slowest = std::max(slowest, seconds);
   accounting_.client_compute += slowest;
-  answers_.clear();
   return absl::OkStatus();
 }
 
@@ -614,8 +626,9 @@ void WorkerPool::CloseSessions(const absl::Status& status) {
   }
 }
 
-std::shared_ptr<void> WorkerPool::NewBlock() const {
+std::shared_ptr<void> WorkerPool::NewBlock(size_t bytes) const {
   absl::MutexLock lock(&mu_);
+  if (buffers_ == nullptr || buffers_->bytes() != bytes) return wire::BufferPool(bytes, 0).Get();
   std::shared_ptr<void> slot = to_workers_ != nullptr ? to_workers_->Acquire() : nullptr;
   return slot != nullptr ? slot : buffers_->Get();
 }

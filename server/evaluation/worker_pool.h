@@ -134,11 +134,11 @@ class WorkerPool {
   // Where sessions get the memory for vectors that they receive; null before a worker has joined.
   std::shared_ptr<wire::BufferPool> buffers() const;
 
-  // Memory for a vector that is sent to workers: shared with those of this machine, if there are any. Requires that a worker has joined.
+  // Memory for a vector of n elements that is sent to workers: shared with those of this machine, if there are any.
   template <typename Scalar>
-  wire::SharedVector<Scalar> NewVector() const {
-    const std::shared_ptr<void> block = NewBlock();
-    return {std::shared_ptr<Scalar>(block, static_cast<Scalar*>(block.get())), buffers()->size<Scalar>()};
+  wire::SharedVector<Scalar> NewVector(int64_t n) const {
+    const std::shared_ptr<void> block = NewBlock(n * sizeof(Scalar));
+    return {std::shared_ptr<Scalar>(block, static_cast<Scalar*>(block.get())), n};
   }
 
   // "1 of 2 shards served; waiting for shard 1"; empty when nothing is waited for.
@@ -180,7 +180,7 @@ class WorkerPool {
   absl::Time LeaseEnd(const Worker& worker) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool IsAlive(const Worker& worker) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   int CountPresent() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  std::shared_ptr<void> NewBlock() const;
+  std::shared_ptr<void> NewBlock(size_t bytes) const;
   // Sets up shared memory with a worker of this machine and describes it. Empty where there is none.
   std::optional<v1::SharedMemory> ShareMemory(Worker& worker) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Worker* FindByLink(const WorkerLink* link) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

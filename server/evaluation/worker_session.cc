@@ -163,6 +163,7 @@ absl::Status WorkerSession::HandleAttached() {
   absl::MutexLock lock(&mu_);
   if (to_worker_ == nullptr) return absl::InvalidArgumentError("SharedMemoryAttached was sent, but no memory was offered");
   attached_ = true;
+  to_server_->CloseDescriptor();
   return absl::OkStatus();
 }
 

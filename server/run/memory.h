@@ -16,6 +16,8 @@ namespace hfopt::server {
 //   L-BFGS with memory m: old pairs 2 m, new pairs 2 m, y of the preconditioner m 5 m
 //   named copies: theta and three candidate directions                           4
 //   answers of S shards waiting for their turn, twice with the second moment     S or 2 S
+// Pages of shared memory that were written stay with their session: where shards wander between workers of this machine, each of them may
+// have as many slots as it ever had answers waiting.
 int64_t VectorsHeld(const OptimizerOptions& options, int shards);
 
 int64_t BytesNeeded(const OptimizerOptions& options, int shards, int64_t num_parameters, int element_size);

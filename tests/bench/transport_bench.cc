@@ -245,7 +245,7 @@ class SessionPeer : private Service, public Peer {
     before_ = MemoryOf(getpid(), "VmRSS:") + MemoryOf(pid(), "VmRSS:");
     ForgetPeakOf(getpid());
     ForgetPeakOf(pid());
-    direction_ = pool().NewVector<float>();
+    direction_ = pool().NewVector<float>(bytes / sizeof(float));
     direction_.map().setOnes();
     RoundTrip();
     const std::string way = pool().workers()[0].shared_memory() ? "shared" : "grpc";

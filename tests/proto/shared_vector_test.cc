@@ -1,6 +1,6 @@
 #include "proto/wire/shared_vector.h"
 
-#include <set>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -46,6 +46,12 @@ TEST(BufferPool, MayGoBeforeWhatItGaveOut) {
 }
 
 TEST(BufferPool, HasBlocksForVectorsOfNothing) { EXPECT_EQ(BufferPool(0).GetVector<float>().size(), 0); }
+
+TEST(BufferPool, ThrowsWhereThereIsNoSuchMemory) {
+  for (const size_t bytes : {~size_t{0}, ~size_t{3}, ~size_t{0} / 2, ~size_t{0} / 2 - 4096}) {
+    EXPECT_THROW(BufferPool(bytes).Get(), std::bad_alloc) << bytes;
+  }
+}
 
 TEST(BufferPool, ServesManyThreads) {
   BufferPool pool(4096);

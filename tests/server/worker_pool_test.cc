@@ -1,10 +1,13 @@
 #include "server/evaluation/worker_pool.h"
 
+#include <functional>
 #include <future>
 #include <memory>
+#include <new>
 #include <string>
 #include <vector>
 
+#include "absl/synchronization/notification.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/support/fake_link.h"
@@ -122,6 +125,57 @@ TEST_F(WorkerPoolTest, AWorkerThatWaitsForItsWelcomeHasNoLeaseToRenew) {
   EXPECT_TRUE(pool_.AwaitWorkers().ok());
 }
 
+TEST_F(WorkerPoolTest, TakesAnswersInTheOrderOfTheShardsAsTheyCome) {
+  pool_.SetShards(2);
+  const auto link = Join(HelloOf("a"));
+  std::vector<double> taken;
+  absl::Notification first_was_taken;
+  auto result = std::async(std::launch::async, [&] {
+    return pool_.Evaluate(LossUnits(2), [&](UnitAnswer answer) {
+      taken.push_back(answer.answer.losses().loss_sums(0));
+      if (taken.size() == 1) first_was_taken.Notify();
+      return absl::OkStatus();
+    });
+  });
+  const auto requests = link->AwaitRequests(2);
+  Answer(*link, requests[0], 1);
+  first_was_taken.WaitForNotification();  // before the other has answered
+  Answer(*link, requests[1], 2);
+  EXPECT_EQ(result.get(), absl::OkStatus());
+  EXPECT_THAT(taken, ElementsAre(1, 2));
+}
+
+TEST_F(WorkerPoolTest, AnErrorOrExceptionOfWhatTakesTheAnswersEndsTheEvaluationAlone) {
+  pool_.SetShards(2);
+  const auto link = Join(HelloOf("a"));
+  const auto evaluate = [&](std::function<absl::Status()> take) {
+    return std::async(std::launch::async, [this, take = std::move(take)]() -> absl::Status {
+      try {
+        return pool_.Evaluate(LossUnits(2), [&](UnitAnswer) { return take(); });
+      } catch (const std::bad_alloc&) {
+        return absl::ResourceExhaustedError("as it was thrown");
+      }
+    });
+  };
+  auto thrown = evaluate([]() -> absl::Status { throw std::bad_alloc(); });
+  std::vector<v1::EvaluationRequest> requests = link->AwaitRequests(2);
+  Answer(*link, requests[0], 1);
+  EXPECT_EQ(thrown.get(), absl::ResourceExhaustedError("as it was thrown"));
+  Answer(*link, requests[1], 2);  // nobody waits for it any more
+
+  auto refused = evaluate([] { return absl::InvalidArgumentError("not finite"); });
+  requests = link->AwaitRequests(4);
+  Answer(*link, requests[2], 1);
+  EXPECT_EQ(refused.get(), absl::InvalidArgumentError("not finite"));
+  EXPECT_EQ(link->Count([&](const FakeLink::Sent& s) { return s.message.cancel().request_id() == requests[3].id(); }), 1);
+
+  auto good = EvaluateAsync(2);
+  requests = link->AwaitRequests(6);
+  Answer(*link, requests[4], 5);
+  Answer(*link, requests[5], 6);
+  EXPECT_THAT(Losses(good.get()), ElementsAre(5, 6));
+}
+
 TEST_F(WorkerPoolTest, RefusesWhatDoesNotFitNamingBothValues) {
   Join(HelloOf("a"));
   const auto refusal = [&](auto change) {
@@ -131,6 +185,8 @@ TEST_F(WorkerPoolTest, RefusesWhatDoesNotFitNamingBothValues) {
   };
   EXPECT_THAT(std::string(refusal([](auto& h) { h.set_num_parameters(4); }).message()),
               AllOf(HasSubstr("worker b"), HasSubstr("num_parameters is 4"), HasSubstr("has 3")));
+  EXPECT_THAT(std::string(refusal([](auto& h) { h.set_num_parameters(~uint64_t{0}); }).message()),
+              HasSubstr("num_parameters is 18446744073709551615; allowed: 1 to 2^40"));
   EXPECT_THAT(std::string(refusal([](auto& h) { h.set_training_examples(7); }).message()), HasSubstr("7"));
   EXPECT_THAT(std::string(refusal([](auto& h) { h.set_held_out_examples(9); }).message()), HasSubstr("20"));
   EXPECT_THAT(std::string(refusal([](auto& h) { h.set_model_signature("other"); }).message()),

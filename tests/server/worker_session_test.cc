@@ -101,7 +101,7 @@ class WorkerSessionTest : public ::testing::Test {
       Unit unit;
       unit.request.mutable_product()->mutable_point()->set_base("v");
       unit.request.mutable_product()->set_direction("v");
-      wire::SharedVector<float> v = pool_->NewVector<float>();
+      wire::SharedVector<float> v = pool_->NewVector<float>(kParameters);
       v.map() << 1, 2, 3;
       unit.vectors.push_back(std::make_shared<const NamedVector>(NamedVector{"v", v}));
       std::vector<float> product;

@@ -123,6 +123,8 @@ class ServerEnd {
     }
   }
 
+  std::shared_ptr<void> SlotOf(const std::string& name) const { return slots_.at(name); }
+
   // What a server may do with a slot once nobody waits for an answer any more.
   void Overwrite(const std::string& name, const Vector<Scalar>& vector) {
     std::copy(vector.begin(), vector.end(), static_cast<Scalar*>(slots_.at(name).get()));

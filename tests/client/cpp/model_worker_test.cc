@@ -403,6 +403,44 @@ TEST_F(ModelWorkerTest, ForgetsWhatLayInSharedMemoryWhenItsSessionBreaks) {
   EXPECT_TRUE(finished.ok()) << finished.status();
 }
 
+// Two products are asked for in the session that breaks. The second linearizes after what lay in shared memory was forgotten.
+TEST_F(ModelWorkerTest, ForgetsWhatAQueuedRequestMadeOfSharedMemoryAfterItsSessionBroke) {
+  Gate gate(model_);
+  std::shared_ptr<void> slot;
+  const auto finished = Run({
+      [&](Server& server) {
+        server.WelcomeAndShare();
+        server.SendVector("theta", theta_);
+        server.SendVector("v", direction_);
+        server.SendRequest(ProductRequest(1, "theta", "v"));
+        server.SendRequest(ProductRequest(2, "theta", "v"));
+        slot = server.SlotOf("theta");
+        gate.AwaitCall();
+        return kBroken;
+      },
+      [&](Server& server) {
+        const v1::Hello hello = server.WelcomeAndShare();
+        EXPECT_THAT(hello.pending_requests(), UnorderedElementsAre(1, 2));
+        for (int call = 0; call < 10; ++call) gate.LetGo();
+        for (const uint64_t id : {1, 2}) {
+          const Received<float> product = server.ReadAnswer();
+          EXPECT_EQ(product.answer.request_id(), id);
+          EXPECT_EQ(product.vectors.begin()->second, Vector<float>(5050 * direction_));
+        }
+        // The solve is over, and its slot is used again. This session was never sent theta, so there is nothing to release.
+        const Vector<float> other = 100 * theta_;
+        std::copy(other.begin(), other.end(), static_cast<float*>(slot.get()));
+        // The run resumes from its checkpoint: theta again.
+        server.SendVector("theta", theta_);
+        server.SendVector("v", direction_);
+        server.SendRequest(ProductRequest(3, "theta", "v"));
+        EXPECT_EQ(server.ReadAnswer().vectors.begin()->second, Vector<float>(5050 * direction_));
+        return server.Finish();
+      },
+  });
+  EXPECT_TRUE(finished.ok()) << finished.status();
+}
+
 TEST_F(ModelWorkerTest, FinishesWhatItComputesFromSharedMemoryWhenItsSessionBreaks) {
   Gate gate(model_);
   const auto finished = Run({
@@ -471,7 +509,9 @@ TEST_F(ModelWorkerTest, GoesOnInChunksWhereMemoryCannotBeShared) {
   chunks([](auto& memory) { memory.mutable_to_worker()->set_token("0123456789abcdef"); }, "is not the memory that was");
   chunks([](auto& memory) { memory.mutable_to_server()->set_process_id(-1); }, "No such file");
   chunks([](auto& memory) { *memory.mutable_to_server() = memory.to_worker(); }, "shared memory cannot be had");
-  chunks([](auto& memory) { memory.clear_to_server(); }, "shared memory cannot be had");
+  chunks([](auto& memory) { memory.clear_to_server(); }, "of another size");
+  chunks([](auto& memory) { memory.mutable_to_worker()->set_slot_bytes(8); }, "of another size");
+  chunks([](auto& memory) { memory.mutable_to_server()->set_slot_bytes(16); }, "of another size");
 }
 
 TEST_F(ModelWorkerTest, SharesNoMemoryWhenToldNotTo) {
