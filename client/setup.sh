@@ -45,6 +45,13 @@ build() {
   fi
 }
 
+# run_bench ROOT PROGRAM [ARGUMENT...]: installs what is missing, builds a bench, and becomes it.
+run_bench() {
+  install_packages "${BUILD_PACKAGES[@]}" "${TEST_PACKAGES[@]}"
+  build "$1" bench "$2" >&2
+  exec "$1/build/bench/tests/bench/$2" "${@:3}"
+}
+
 # quietly COMMAND...: shows what it wrote only if it fails.
 quietly() {
   local log
