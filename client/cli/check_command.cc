@@ -21,9 +21,9 @@
 #include "hfopt/v1/evaluation_service.grpc.pb.h"
 #include "hfopt/v1/run_service.grpc.pb.h"
 #include "nlohmann/json.hpp"
+#include "server/evaluation/evaluation_service.h"
 #include "server/evaluation/remote_objective.h"
 #include "server/evaluation/worker_pool.h"
-#include "server/evaluation/evaluation_service.h"
 
 namespace hfopt::cli {
 namespace {

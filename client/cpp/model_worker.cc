@@ -156,6 +156,8 @@ class ModelWorker<Scalar>::Impl {
 
   // The computing thread.
   void Compute();
+  // Where an answer is computed: where the server reads it, if it can be.
+  SharedVector<Scalar> NewVector();
 
   void Log(const std::string& line) const {
     if (options_.log) options_.log(line);
@@ -164,8 +166,7 @@ class ModelWorker<Scalar>::Impl {
   Model<Scalar>& model_;
   ModelWorkerOptions options_;
   std::optional<wire::BufferPool> buffers_;  // for what is received and answered; constant once Run has begun
-  v1::Hello identity_;        // what Hello says of the model and the options; constant once Run has begun
-  SharedVector<Scalar> NewVector();
+  v1::Hello identity_;  // what Hello says of the model and the options; constant once Run has begun
 
   std::mutex mu_;
   std::condition_variable changed_;                    // anything below
@@ -401,10 +402,7 @@ SharedVector<Scalar> ModelWorker<Scalar>::Impl::NewVector() {
     if (session_ != nullptr) segment = session_->to_server;
   }
   if (segment != nullptr) {
-    if (std::shared_ptr<void> slot = segment->Acquire()) {
-      auto* const numbers = static_cast<Scalar*>(slot.get());
-      return {std::shared_ptr<Scalar>(std::move(slot), numbers), model_.num_parameters()};
-    }
+    if (std::shared_ptr<void> slot = segment->Acquire()) return {std::move(slot), model_.num_parameters()};
   }
   return buffers_->GetVector<Scalar>();
 }
@@ -469,9 +467,8 @@ absl::Status ModelWorker<Scalar>::Impl::HandleHeader(const v1::VectorHeader& hea
     if (!fits.ok()) return absl::DataLossError(fits.message());
     absl::StatusOr<std::shared_ptr<void>> slot = session.from_server->Look(header.slot());
     if (!slot.ok()) return absl::DataLossError(slot.status().message());
-    std::shared_ptr<Scalar> numbers(*slot, static_cast<Scalar*>(slot->get()));
     const std::lock_guard<std::mutex> lock(mu_);
-    resident_[header.name()] = {std::move(numbers), model_.num_parameters()};
+    resident_[header.name()] = {*std::move(slot), model_.num_parameters()};
     return absl::OkStatus();
   }
   auto assembler = wire::VectorAssembler<Scalar>::Create(

@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <utility>
 
 #include "Eigen/Core"
 
@@ -19,7 +18,9 @@ class SharedVector {
   using ConstMap = Eigen::Map<const Eigen::Matrix<Scalar, Eigen::Dynamic, 1>>;
 
   SharedVector() = default;
-  SharedVector(std::shared_ptr<Scalar> data, int64_t size) : data_(std::move(data)), size_(size) {}
+  // The first `size` numbers of `memory`, which has room for them.
+  SharedVector(std::shared_ptr<void> memory, int64_t size)
+      : data_(memory, static_cast<Scalar*>(memory.get())), size_(size) {}
 
   Map map() { return {data_.get(), size_}; }
   ConstMap map() const { return {data_.get(), size_}; }
@@ -52,9 +53,7 @@ class BufferPool {
   }
   template <typename Scalar>
   SharedVector<Scalar> GetVector() {
-    std::shared_ptr<void> block = Get();
-    auto* const data = static_cast<Scalar*>(block.get());
-    return {std::shared_ptr<Scalar>(std::move(block), data), size<Scalar>()};
+    return {Get(), size<Scalar>()};
   }
 
  private:

@@ -137,8 +137,7 @@ class WorkerPool {
   // Memory for a vector of n elements that is sent to workers: shared with those of this machine, if there are any.
   template <typename Scalar>
   wire::SharedVector<Scalar> NewVector(int64_t n) const {
-    const std::shared_ptr<void> block = NewBlock(n * sizeof(Scalar));
-    return {std::shared_ptr<Scalar>(block, static_cast<Scalar*>(block.get())), n};
+    return {NewBlock(n * sizeof(Scalar)), n};
   }
 
   // "1 of 2 shards served; waiting for shard 1"; empty when nothing is waited for.

@@ -121,8 +121,7 @@ absl::Status WorkerSession::HandleHeader(const v1::VectorHeader& header) {
   const auto open = [&]<typename Scalar>(Scalar) -> absl::Status {
     if (memory != nullptr) {
       HFOPT_RETURN_IF_ERROR(wire::CheckHeader<Scalar>(header, buffers_->size<Scalar>()));
-      std::shared_ptr<Scalar> numbers(memory, static_cast<Scalar*>(memory.get()));
-      handed_over_.emplace(header.transfer(), wire::SharedVector<Scalar>(std::move(numbers), buffers_->size<Scalar>()));
+      handed_over_.emplace(header.transfer(), wire::SharedVector<Scalar>(std::move(memory), buffers_->size<Scalar>()));
       bytes_received_ += header.size() * sizeof(Scalar);
       return absl::OkStatus();
     }
