@@ -3,7 +3,7 @@
 BUILD_PACKAGES=(
   build-essential cmake ninja-build ccache pkg-config
   libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc libprotoc-dev
-  libabsl-dev libcli11-dev libeigen3-dev libspdlog-dev libsqlite3-dev libxxhash-dev nlohmann-json3-dev zlib1g-dev)
+  libabsl-dev libcli11-dev libeigen3-dev libspdlog-dev libsqlite3-dev libssl-dev libxxhash-dev nlohmann-json3-dev zlib1g-dev)
 TEST_PACKAGES=(
   libbenchmark-dev libgmock-dev libgtest-dev python3 python3-grpcio python3-numpy python3-protobuf)
 

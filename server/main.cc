@@ -33,7 +33,17 @@ void AddOptions(CLI::App& app, ServerOptions& options) {
   app.add_option("--keep-checkpoints", options.keep_checkpoints, "Checkpoints kept besides the best, for runs that do not say")
       ->envname("HFOPT_KEEP_CHECKPOINTS")
       ->capture_default_str();
-  app.add_flag("--insecure", options.insecure, "Listen on a public address without encryption and authentication")
+  app.add_option("--tls-cert", options.tls_cert, "PEM file with the server's certificate and its chain: encrypts; read again when it changes")
+      ->envname("HFOPT_TLS_CERT");
+  app.add_option("--tls-key", options.tls_key, "PEM file with the certificate's key, not encrypted")->envname("HFOPT_TLS_KEY");
+  app.add_option("--tls-client-ca", options.tls_client_ca,
+                 "PEM file of the CA that callers' certificates come from; their URI name urn:hfopt:role:ROLE says what they may do")
+      ->envname("HFOPT_TLS_CLIENT_CA");
+  app.add_option("--tokens", options.tokens, "File of the tokens that callers may show (hfopt token writes it); read again when it changes")
+      ->envname("HFOPT_TOKENS");
+  app.add_option("--health-address", options.health_address, "HOST:PORT that answers health checks alone, in plaintext, for probes without a certificate")
+      ->envname("HFOPT_HEALTH_ADDRESS");
+  app.add_flag("--insecure", options.insecure, "Listen on a public address although traffic is not encrypted or callers are not asked who they are")
       ->envname("HFOPT_INSECURE");
   app.set_config("--config", "", "File with any of these options, one \"name = value\" a line")->envname("HFOPT_CONFIG");
 }
@@ -67,6 +77,7 @@ int main(int argc, char** argv) {
     return server.status().code() == absl::StatusCode::kInvalidArgument ? 2 : 1;
   }
   spdlog::info("effective configuration:\n{}", options.Describe());
+  if (!(*server)->health_address().empty()) spdlog::info("health checks in plaintext on {}", (*server)->health_address());
   spdlog::info("listening on {}", (*server)->address());
 
   int signal = 0;

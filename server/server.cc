@@ -2,11 +2,13 @@
 
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/server_builder.h"
+#include "server/access/server_credentials.h"
 #include "server/run/file_run_store.h"
 
 namespace hfopt::server {
@@ -19,11 +21,36 @@ constexpr int kMinPingIntervalMs = 10'000;
 // Time for streams to end by themselves; after it they are cut.
 constexpr absl::Duration kShutdownGrace = absl::Seconds(5);
 
+// Of one connection; a client has a handful.
+constexpr int kMaxConcurrentStreams = 1024;
+
+// Builds and starts; UNAVAILABLE when it cannot listen. `address` becomes the one really used.
+absl::StatusOr<std::unique_ptr<grpc::Server>> Listen(grpc::ServerBuilder& builder, std::string& address,
+                                                     const std::shared_ptr<grpc::ServerCredentials>& credentials) {
+  const bool is_unix_socket = absl::StartsWith(address, "unix:");
+  int port = 0;
+  builder.AddListeningPort(address, credentials, &port);
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);  // a second server is an error, not a lottery
+  std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  if (server == nullptr || (port == 0 && !is_unix_socket)) {
+    return absl::UnavailableError(
+        absl::StrCat("cannot listen on ", address, ": the address is in use or not one of this machine's; choose another"));
+  }
+  if (!is_unix_socket) address = absl::StrCat(address.substr(0, address.rfind(':') + 1), port);  // for which gRPC says port 1
+  return server;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& options, Log log) {
   HFOPT_RETURN_IF_ERROR(options.Validate());
+  HFOPT_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::ServerCredentials> credentials, MakeServerCredentials(options));
+  std::unique_ptr<TokenFile> tokens;
+  if (!options.tokens.empty()) {
+    HFOPT_ASSIGN_OR_RETURN(tokens, TokenFile::Open(options.tokens, log));
+  }
   std::unique_ptr<Server> server(new Server);
+  server->access_ = std::make_unique<AccessControl>(std::move(tokens), !options.tls_client_ca.empty());
   HFOPT_ASSIGN_OR_RETURN(server->store_, FileRunStore::Open(options.state_directory));
   HFOPT_ASSIGN_OR_RETURN(server->runs_, RunManager::Open({.store = server->store_.get(),
                                                           .default_lease = absl::Seconds(options.lease_seconds),
@@ -34,8 +61,9 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
       [runs = server->runs_.get()](const v1::Hello& hello) -> absl::StatusOr<std::shared_ptr<WorkerPool>> {
         HFOPT_ASSIGN_OR_RETURN(const std::shared_ptr<Run> run, runs->Find(absl::StrCat("runs/", hello.run_id().c_str())));
         return run->pool();
-      });
-  server->run_service_ = std::make_unique<RunService>(*server->runs_);
+      },
+      [access = server->access_.get()](const grpc::CallbackServerContext& context) { return access->Check(context, v1::ROLE_WORKER); });
+  server->run_service_ = std::make_unique<RunService>(*server->runs_, *server->access_);
 
   static const bool plugins_once = [] {
     grpc::EnableDefaultHealthCheckService(true);
@@ -44,24 +72,19 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   }();
   (void)plugins_once;
   grpc::ServerBuilder builder;
-  int port = 0;
-  builder.AddListeningPort(options.address, grpc::InsecureServerCredentials(), &port);
   builder.RegisterService(server->evaluation_service_.get());
   builder.RegisterService(server->run_service_.get());
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, kMinPingIntervalMs);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);  // a second server is an error, not a lottery
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxConcurrentStreams);
   // Bandwidth probing is for links with latency; on this machine it only costs (a quarter of the CPU of a transfer).
   if (options.is_local()) builder.AddChannelArgument(GRPC_ARG_HTTP2_BDP_PROBE, 0);
-  server->grpc_server_ = builder.BuildAndStart();
-  if (server->grpc_server_ == nullptr || (port == 0 && !options.is_unix_socket())) {
-    return absl::UnavailableError(absl::StrCat("cannot listen on ", options.address.c_str(),
-                                               ": the address is in use or not one of this machine's; choose another "
-                                               "with --address"));
-  }
   server->address_ = options.address;
-  if (!options.is_unix_socket()) {  // for which gRPC says port 1
-    server->address_ = options.address.substr(0, options.address.rfind(':') + 1) + std::to_string(port);
+  HFOPT_ASSIGN_OR_RETURN(server->grpc_server_, Listen(builder, server->address_, credentials));
+  if (!options.health_address.empty()) {
+    grpc::ServerBuilder health;
+    server->health_address_ = options.health_address;
+    HFOPT_ASSIGN_OR_RETURN(server->health_server_, Listen(health, server->health_address_, grpc::InsecureServerCredentials()));
   }
   return server;
 }
@@ -72,12 +95,15 @@ std::shared_ptr<grpc::Channel> Server::InProcessChannel() {
 
 void Server::Shutdown() {
   if (grpc_server_ == nullptr) return;
-  if (auto* const health = grpc_server_->GetHealthCheckService()) health->SetServingStatus(false);
+  for (grpc::Server* const server : {grpc_server_.get(), health_server_.get()}) {
+    if (server != nullptr) server->GetHealthCheckService()->SetServingStatus(false);
+  }
   run_service_->Drain();
   runs_->Shutdown();
   grpc_server_->Shutdown(absl::ToChronoTime(absl::Now() + kShutdownGrace));
   grpc_server_->Wait();
   grpc_server_.reset();
+  health_server_.reset();  // NOT_SERVING until the end
 }
 
 Server::~Server() {

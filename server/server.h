@@ -7,6 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "grpcpp/server.h"
+#include "server/access/access_control.h"
 #include "server/evaluation/evaluation_service.h"
 #include "server/rpc/run_service.h"
 #include "server/run/run_manager.h"
@@ -31,17 +32,21 @@ class Server {
 
   // HOST:PORT with the port really used, or unix:PATH.
   const std::string& address() const { return address_; }
+  // Of the plaintext health checks, likewise; empty: none.
+  const std::string& health_address() const { return health_address_; }
   std::shared_ptr<grpc::Channel> InProcessChannel();
 
  private:
   Server() = default;
 
-  std::string address_;
+  std::string address_, health_address_;
   // In the order of construction; destroyed the other way round.
   std::unique_ptr<RunStore> store_;
+  std::unique_ptr<AccessControl> access_;
   std::unique_ptr<RunManager> runs_;
   std::unique_ptr<EvaluationService> evaluation_service_;
   std::unique_ptr<RunService> run_service_;
+  std::unique_ptr<grpc::Server> health_server_;  // null: none of its own
   std::unique_ptr<grpc::Server> grpc_server_;
 };
 

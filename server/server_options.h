@@ -5,6 +5,7 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "absl/time/time.h"
 
 namespace hfopt::server {
 
@@ -16,13 +17,26 @@ struct ServerOptions {
   int64_t memory_limit_mib = 0;
   double lease_seconds = 10;
   int keep_checkpoints = 2;
-  // Listen on a public address although traffic is neither encrypted nor authenticated.
+  // TLS: PEM files of the server's certificate with its chain, and of its key; both or none. Read again when they change.
+  std::string tls_cert, tls_key;
+  // Callers may show a certificate that comes from these, and must where there are no tokens. Takes TLS.
+  std::string tls_client_ca;
+  // Callers may show a token of this file (server/access/token_file.h).
+  std::string tokens;
+  // HOST:PORT that answers grpc.health.v1 alone, in plaintext: for probes that have no certificate. Empty: none beside `address`.
+  std::string health_address;
+  // Listen on a public address although traffic is not encrypted, or callers are not asked who they are.
   bool insecure = false;
+  // How soon changed certificates are used.
+  absl::Duration tls_reload_interval = absl::Seconds(10);
 
   // INVALID_ARGUMENT or FAILED_PRECONDITION, with what to do.
   absl::Status Validate() const;
 
   bool is_unix_socket() const;
+  bool is_encrypted() const { return !tls_cert.empty() || !tls_key.empty(); }
+  // Callers have to show who they are.
+  bool is_authenticated() const { return !tls_client_ca.empty() || !tokens.empty(); }
   // Reached from this machine alone.
   bool is_local() const;
   int64_t memory_limit_bytes() const;

@@ -7,12 +7,11 @@
 #include "CLI/CLI.hpp"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "client/cli/diagnosis.h"
 #include "client/cli/exit_code.h"
-#include "client/cpp/channel.h"
+#include "client/models/status_macros.h"
 
 namespace hfopt::cli {
-
-client::RunClient Context::runs() const { return client::RunClient(client::MakeChannel(server)); }
 
 CLI::App& AddCommand(CLI::App& parent, Context& context, const std::string& name, const std::string& help,
                      std::function<absl::Status()> action) {
@@ -31,21 +30,28 @@ void AddOutputOption(CLI::App& command, Context& context) {
       ->default_str("table");
 }
 
-void AddServerOptions(CLI::App& command, Context& context) {
-  command.add_option("--server", context.server, "Address of the hfopt-server, HOST:PORT or unix:PATH")
-      ->envname("HFOPT_SERVER")
-      ->type_name("ADDRESS")
-      ->capture_default_str();
+CLI::App& AddServerCommand(CLI::App& parent, Context& context, const std::string& name, const std::string& help,
+                           std::function<absl::Status(client::RunClient&)> action) {
+  CLI::App& command = AddCommand(parent, context, name, help, [&context, action = std::move(action)]() -> absl::Status {
+    HFOPT_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::Channel> channel, context.connection.Connect());
+    client::RunClient runs(channel);
+    return action(runs);
+  });
+  AddConnectionFlags(command, context.connection);
   AddOutputOption(command, context);
+  return command;
 }
 
 absl::Status Explain(const absl::Status& status, const Context& context) {
+  const std::string& server = context.connection.server;
   if (absl::IsUnavailable(status) && absl::StrContains(status.message(), "connect")) {
-    return absl::UnavailableError(absl::StrCat("no server answers at ", context.server,
-                                               "; start one with hfopt-server, or say where it is with --server"));
+    for (const DiagnosisStep& step : Diagnose(context.connection)) {
+      if (step.result == DiagnosisStep::Result::kFailed) return absl::UnavailableError(absl::StrCat(step.finding, "; ", step.remedy));
+    }
+    return absl::UnavailableError(absl::StrCat("no connection to ", server, ": ", status.message()));
   }
   if (absl::IsDeadlineExceeded(status)) {
-    return absl::DeadlineExceededError(absl::StrCat("the server at ", context.server, " did not answer in time"));
+    return absl::DeadlineExceededError(absl::StrCat("the server at ", server, " did not answer in time; hfopt doctor says how far one gets"));
   }
   return status;
 }
@@ -64,6 +70,9 @@ int Main(int argc, const char* const* argv) {
   AddRunCommands(app, context);
   AddParamsCommands(app, context);
   AddCheckCommand(app, context);
+  AddDoctorCommand(app, context);
+  AddCertsCommand(app, context);
+  AddTokenCommand(app, context);
 
   try {
     app.parse(argc, argv);

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "client/cli/connection_flags.h"
 #include "client/cli/format.h"
 #include "client/cpp/run_client.h"
 
@@ -17,27 +18,30 @@ namespace hfopt::cli {
 // What the commands share. The command that the user chose leaves its work in `action`, which is done once the command
 // line is known to be right.
 struct Context {
-  std::string server = "127.0.0.1:7447";
+  ConnectionFlags connection;
   OutputFormat output = OutputFormat::kTable;
   std::function<absl::Status()> action;
-
-  client::RunClient runs() const;
 };
 
 // A command `name` under `parent` that does `action`. `name` and `help` as in CLI11.
 CLI::App& AddCommand(CLI::App& parent, Context& context, const std::string& name, const std::string& help,
                      std::function<absl::Status()> action);
 
-// -o. For commands that need no server.
+// -o.
 void AddOutputOption(CLI::App& command, Context& context);
-// --server and -o.
-void AddServerOptions(CLI::App& command, Context& context);
+
+// A command that asks a server: has --server and what goes with it, and -o.
+CLI::App& AddServerCommand(CLI::App& parent, Context& context, const std::string& name, const std::string& help,
+                           std::function<absl::Status(client::RunClient&)> action);
 
 // The groups of commands.
 void AddRunCommands(CLI::App& app, Context& context);     // hfopt run create | start | ...
 void AddParamsCommands(CLI::App& app, Context& context);  // hfopt params download | upload
 void AddTrainCommand(CLI::App& app, Context& context);    // hfopt train
 void AddCheckCommand(CLI::App& app, Context& context);    // hfopt check
+void AddDoctorCommand(CLI::App& app, Context& context);   // hfopt doctor
+void AddCertsCommand(CLI::App& app, Context& context);    // hfopt certs
+void AddTokenCommand(CLI::App& app, Context& context);    // hfopt token
 
 // The same status, with a message for people where the transport's own words do not help.
 absl::Status Explain(const absl::Status& status, const Context& context);

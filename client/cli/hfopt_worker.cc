@@ -14,6 +14,8 @@
 #include "CLI/CLI.hpp"
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "client/cli/connection_flags.h"
+#include "client/cli/diagnosis.h"
 #include "client/cli/exit_code.h"
 #include "client/cli/model_flags.h"
 #include "client/cli/stop_on_signal.h"
@@ -28,7 +30,7 @@ namespace hfopt::cli {
 namespace {
 
 struct WorkerFlags {
-  std::string server = "127.0.0.1:7447";
+  ConnectionFlags connection;
   std::string run_id;
   std::string worker_id;
   std::set<uint32_t> shards;
@@ -48,10 +50,7 @@ std::string HostId() {
 
 void AddOptions(CLI::App& app, WorkerFlags& flags) {
   app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
-  app.add_option("--server", flags.server, "Address of the hfopt-server, HOST:PORT or unix:PATH")
-      ->envname("HFOPT_SERVER")
-      ->type_name("ADDRESS")
-      ->capture_default_str();
+  AddConnectionFlags(app, flags.connection);
   app.add_option("--run", flags.run_id, "Id of the run to work for; waited for if it is not there yet")
       ->envname("HFOPT_RUN")
       ->type_name("ID")
@@ -82,6 +81,14 @@ void AddOptions(CLI::App& app, WorkerFlags& flags) {
                    ExitCodeHelp()));
 }
 
+// Why there is no connection, with what to do.
+std::string WhatIsWrong(const ConnectionFlags& connection) {
+  for (const DiagnosisStep& step : Diagnose(connection)) {
+    if (step.result == DiagnosisStep::Result::kFailed) return absl::StrCat(step.finding, "; ", step.remedy);
+  }
+  return absl::StrCat("the server at ", connection.server, " did not answer in time");
+}
+
 // The run's options; waits for the server and the run. CANCELLED when asked to stop.
 absl::StatusOr<v1::RunOptions> AwaitRun(const std::shared_ptr<grpc::Channel>& channel, const WorkerFlags& flags,
                                         std::stop_token stop) {
@@ -101,10 +108,11 @@ absl::StatusOr<v1::RunOptions> AwaitRun(const std::shared_ptr<grpc::Channel>& ch
       return absl::Status(run.status().code(), absl::StrCat("gave up after ", flags.give_up_seconds, " s: ",
                                                             absl::IsNotFound(run.status())
                                                                 ? std::string(run.status().message())
-                                                                : absl::StrCat("no server answers at ", flags.server)));
+                                                                : WhatIsWrong(flags.connection)));
     }
     if (pause == kFirstPause) {
-      spdlog::info("waiting for run {} at {}", flags.run_id, flags.server);
+      spdlog::info("waiting for run {} at {}{}", flags.run_id, flags.connection.server,
+                   absl::IsNotFound(run.status()) ? "" : absl::StrCat(": ", WhatIsWrong(flags.connection)));
     }
     std::unique_lock<std::mutex> lock(mu);
     never.wait_for(lock, stop, pause, [] { return false; });
@@ -132,7 +140,7 @@ absl::Status Serve(const std::shared_ptr<grpc::Channel>& channel, const WorkerFl
 }
 
 absl::Status Work(const WorkerFlags& flags, std::stop_token stop) {
-  const std::shared_ptr<grpc::Channel> channel = client::MakeChannel(flags.server);
+  HFOPT_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::Channel> channel, flags.connection.Connect());
   const absl::StatusOr<v1::RunOptions> options = AwaitRun(channel, flags, stop);
   if (absl::IsCancelled(options.status())) return absl::OkStatus();
   HFOPT_RETURN_IF_ERROR(options.status());

@@ -23,8 +23,7 @@ struct DownloadFlags {
 };
 
 template <typename Scalar>
-absl::Status Download(const DownloadFlags& flags, const Context& context) {
-  client::RunClient runs = context.runs();
+absl::Status Download(client::RunClient& runs, const DownloadFlags& flags, const Context& context) {
   HFOPT_ASSIGN_OR_RETURN(const client::Parameters<Scalar> parameters,
                          flags.iteration.has_value() ? runs.DownloadAt<Scalar>(flags.id, *flags.iteration)
                          : flags.version == "last"   ? runs.DownloadLast<Scalar>(flags.id)
@@ -46,9 +45,9 @@ absl::Status Download(const DownloadFlags& flags, const Context& context) {
 }
 
 template <typename Scalar>
-absl::Status Upload(const std::string& id, const std::string& file, const Context& context) {
+absl::Status Upload(client::RunClient& runs, const std::string& id, const std::string& file, const Context& context) {
   HFOPT_ASSIGN_OR_RETURN(const client::Vector<Scalar> theta, ReadParameters<Scalar>(file));
-  HFOPT_ASSIGN_OR_RETURN(const v1::Run run, context.runs().UploadParameters(id, theta));
+  HFOPT_ASSIGN_OR_RETURN(const v1::Run run, runs.UploadParameters(id, theta));
   if (context.output == OutputFormat::kJson) {
     std::cout << ToJson(run) << "\n";
   } else {
@@ -58,8 +57,8 @@ absl::Status Upload(const std::string& id, const std::string& file, const Contex
 }
 
 // Whether the run computes in double.
-absl::StatusOr<bool> IsDouble(const std::string& id, const Context& context) {
-  HFOPT_ASSIGN_OR_RETURN(const v1::Run run, context.runs().Get(id));
+absl::StatusOr<bool> IsDouble(client::RunClient& runs, const std::string& id) {
+  HFOPT_ASSIGN_OR_RETURN(const v1::Run run, runs.Get(id));
   return run.options().element_type() == v1::ELEMENT_TYPE_FLOAT64;
 }
 
@@ -71,11 +70,11 @@ void AddParamsCommands(CLI::App& app, Context& context) {
 
   auto flags = std::make_shared<DownloadFlags>();
   CLI::App& download =
-      AddCommand(group, context, "download", "Write a run's parameters to a file: one tensor, \"theta\"",
-                 [&context, flags]() -> absl::Status {
-                   HFOPT_ASSIGN_OR_RETURN(const bool is_double, IsDouble(flags->id, context));
-                   return is_double ? Download<double>(*flags, context) : Download<float>(*flags, context);
-                 });
+      AddServerCommand(group, context, "download", "Write a run's parameters to a file: one tensor, \"theta\"",
+                       [&context, flags](client::RunClient& runs) -> absl::Status {
+                         HFOPT_ASSIGN_OR_RETURN(const bool is_double, IsDouble(runs, flags->id));
+                         return is_double ? Download<double>(runs, *flags, context) : Download<float>(runs, *flags, context);
+                       });
   download.add_option("ID", flags->id, "The run")->required();
   download.add_option("FILE", flags->file, "File to write or replace; by default ID.safetensors");
   download.add_option("--version", flags->version, "best: of the lowest held-out loss; last: of the last iteration")
@@ -84,18 +83,16 @@ void AddParamsCommands(CLI::App& app, Context& context) {
       ->capture_default_str();
   download.add_option("--iteration", flags->iteration,
                       "Instead: the parameters after this iteration, if they are kept");
-  AddServerOptions(download, context);
 
   auto id = std::make_shared<std::string>(), file = std::make_shared<std::string>();
   CLI::App& upload =
-      AddCommand(group, context, "upload", "Let a run that has not started begin from a file's tensor \"theta\"",
-                 [&context, id, file]() -> absl::Status {
-                   HFOPT_ASSIGN_OR_RETURN(const bool is_double, IsDouble(*id, context));
-                   return is_double ? Upload<double>(*id, *file, context) : Upload<float>(*id, *file, context);
-                 });
+      AddServerCommand(group, context, "upload", "Let a run that has not started begin from a file's tensor \"theta\"",
+                       [&context, id, file](client::RunClient& runs) -> absl::Status {
+                         HFOPT_ASSIGN_OR_RETURN(const bool is_double, IsDouble(runs, *id));
+                         return is_double ? Upload<double>(runs, *id, *file, context) : Upload<float>(runs, *id, *file, context);
+                       });
   upload.add_option("ID", *id, "The run")->required();
   upload.add_option("FILE", *file, "safetensors file with numbers of the run's element type")->required();
-  AddServerOptions(upload, context);
 }
 
 }  // namespace hfopt::cli

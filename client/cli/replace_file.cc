@@ -1,5 +1,6 @@
 #include "client/cli/replace_file.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -11,8 +12,9 @@
 
 namespace hfopt::cli {
 
-absl::Status ReplaceFile(const std::string& path, absl::string_view content) {
+absl::Status ReplaceFile(const std::string& path, absl::string_view content, mode_t mode) {
   const std::string temporary = absl::StrCat(path, ".", getpid(), ".tmp");
+  if (const int created = open(temporary.c_str(), O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC, mode); created >= 0) close(created);
   std::ofstream file(temporary, std::ios::binary);
   file.write(content.data(), static_cast<std::streamsize>(content.size()));
   file.close();

@@ -1,6 +1,8 @@
 #ifndef HFOPT_CLIENT_CLI_REPLACE_FILE_H_
 #define HFOPT_CLIENT_CLI_REPLACE_FILE_H_
 
+#include <sys/types.h>
+
 #include <string>
 
 #include "absl/status/status.h"
@@ -8,8 +10,8 @@
 
 namespace hfopt::cli {
 
-// Writes a file; an older one of this name is replaced only once the new one is complete.
-absl::Status ReplaceFile(const std::string& path, absl::string_view content);
+// Writes a file; an older one of this name is replaced only once the new one is complete. `mode` is that of a new file, less the umask.
+absl::Status ReplaceFile(const std::string& path, absl::string_view content, mode_t mode = 0666);
 
 }  // namespace hfopt::cli
 

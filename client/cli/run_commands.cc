@@ -35,8 +35,8 @@ absl::Status PrintState(const absl::StatusOr<v1::Run>& run, const Context& conte
   return absl::OkStatus();
 }
 
-absl::Status PrintList(const Context& context) {
-  HFOPT_ASSIGN_OR_RETURN(std::vector<v1::Run> runs, context.runs().List());
+absl::Status PrintList(client::RunClient& client, const Context& context) {
+  HFOPT_ASSIGN_OR_RETURN(std::vector<v1::Run> runs, client.List());
   if (context.output == OutputFormat::kTable) {
     std::cout << (runs.empty() ? "no runs; make one with hfopt run create\n" : RunList(runs));
     return absl::OkStatus();
@@ -47,8 +47,7 @@ absl::Status PrintList(const Context& context) {
   return absl::OkStatus();
 }
 
-absl::Status Watch(const std::string& id, uint64_t after, const Context& context) {
-  client::RunClient runs = context.runs();
+absl::Status Watch(client::RunClient& runs, const std::string& id, uint64_t after, const Context& context) {
   HFOPT_ASSIGN_OR_RETURN(const v1::Run run, runs.Get(id));
   Progress progress(std::cout, ProgressStyle::Of(STDOUT_FILENO), run);
   const auto show = [&](const v1::WatchRunResponse& event) {
@@ -64,8 +63,7 @@ absl::Status Watch(const std::string& id, uint64_t after, const Context& context
   return absl::UnknownError(absl::StrCat("run ", id, " failed: ", end.state_detail()));
 }
 
-absl::Status Report(const std::vector<std::string>& ids, std::string file, const Context& context) {
-  client::RunClient runs = context.runs();
+absl::Status Report(client::RunClient& runs, const std::vector<std::string>& ids, std::string file, const Context& context) {
   std::vector<RunHistory> histories;
   for (const std::string& id : ids) {
     HFOPT_ASSIGN_OR_RETURN(RunHistory history, LoadHistory(runs, id));
@@ -77,13 +75,13 @@ absl::Status Report(const std::vector<std::string>& ids, std::string file, const
   return absl::OkStatus();
 }
 
-// A command that takes the id of a run: `action`(id).
+// A command that takes the id of a run: `action`(runs, id).
 CLI::App& AddRunCommand(CLI::App& group, Context& context, const std::string& name, const std::string& help,
-                        std::function<absl::Status(const std::string& id)> action) {
+                        std::function<absl::Status(client::RunClient& runs, const std::string& id)> action) {
   auto id = std::make_shared<std::string>();
-  CLI::App& command = AddCommand(group, context, name, help, [id, action = std::move(action)] { return action(*id); });
+  CLI::App& command = AddServerCommand(group, context, name, help,
+                                       [id, action = std::move(action)](client::RunClient& runs) { return action(runs, *id); });
   command.add_option("ID", *id, "The run")->required();
-  AddServerOptions(command, context);
   return command;
 }
 
@@ -96,17 +94,16 @@ void AddRunCommands(CLI::App& app, Context& context) {
   auto flags = std::make_shared<RunFlags>();
   CLI::App& create =
       AddRunCommand(group, context, "create", "Create a run: 1 to 63 of a-z, 0-9 and -, beginning with a letter",
-                    [&context, flags](const std::string& id) -> absl::Status {
+                    [&context, flags](client::RunClient& runs, const std::string& id) -> absl::Status {
                       HFOPT_ASSIGN_OR_RETURN(const v1::RunOptions options, flags->ToProto());
-                      return PrintRun(context.runs().Create(id, options), context);
+                      return PrintRun(runs.Create(id, options), context);
                     });
   AddRunFlags(create, *flags);
 
   // The actions of RunClient that take an id and answer the run.
   using Action = absl::StatusOr<v1::Run> (client::RunClient::*)(const std::string&);
   const auto add_action = [&](const char* name, const char* help, Action action) {
-    AddRunCommand(group, context, name, help, [&context, action](const std::string& id) {
-      client::RunClient runs = context.runs();
+    AddRunCommand(group, context, name, help, [&context, action](client::RunClient& runs, const std::string& id) {
       return PrintState((runs.*action)(id), context);
     });
   };
@@ -117,32 +114,30 @@ void AddRunCommands(CLI::App& app, Context& context) {
   add_action("cancel", "End a run; its parameters stay", &client::RunClient::Cancel);
 
   AddRunCommand(group, context, "delete", "Remove a run that is not running, with its parameters",
-                [&context](const std::string& id) {
-                  HFOPT_RETURN_IF_ERROR(context.runs().Delete(id));
+                [&context](client::RunClient& runs, const std::string& id) {
+                  HFOPT_RETURN_IF_ERROR(runs.Delete(id));
                   std::cout << (context.output == OutputFormat::kJson ? ToJson(v1::DeleteRunResponse())
                                                                       : absl::StrCat(id, ": deleted"))
                             << "\n";
                   return absl::OkStatus();
                 });
   AddRunCommand(group, context, "get", "Show a run: state, options, time by phase, workers, last iteration",
-                [&context](const std::string& id) { return PrintRun(context.runs().Get(id), context); });
+                [&context](client::RunClient& runs, const std::string& id) { return PrintRun(runs.Get(id), context); });
 
   auto ids = std::make_shared<std::vector<std::string>>();
   auto file = std::make_shared<std::string>();
-  CLI::App& report = AddCommand(group, context, "report",
-                                "Write a page of charts (one HTML file) of one run, or of several over each other",
-                                [&context, ids, file] { return Report(*ids, *file, context); });
+  CLI::App& report = AddServerCommand(group, context, "report",
+                                      "Write a page of charts (one HTML file) of one run, or of several over each other",
+                                      [&context, ids, file](client::RunClient& runs) { return Report(runs, *ids, *file, context); });
   report.add_option("ID", *ids, "The runs")->required();
   report.add_option("--to", *file, "The file; by default ID.html")->type_name("FILE");
-  AddServerOptions(report, context);
 
-  CLI::App& list = AddCommand(group, context, "list", "List all runs", [&context] { return PrintList(context); });
-  AddServerOptions(list, context);
+  AddServerCommand(group, context, "list", "List all runs", [&context](client::RunClient& runs) { return PrintList(runs, context); });
 
   auto after = std::make_shared<uint64_t>(0);
   CLI::App& watch =
       AddRunCommand(group, context, "watch", "Follow a run until it ends; with -o json one JSON object per line",
-                    [&context, after](const std::string& id) { return Watch(id, *after, context); });
+                    [&context, after](client::RunClient& runs, const std::string& id) { return Watch(runs, id, *after, context); });
   watch.add_option("--after", *after, "Only iterations after this one")->capture_default_str();
 }
 

@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "grpcpp/channel.h"
 #include "grpcpp/security/credentials.h"
@@ -16,6 +17,26 @@ namespace hfopt::client {
 // "unix:/run/hfopt.sock". Null credentials: no encryption. Connects lazily; never blocks.
 std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address,
                                            std::shared_ptr<grpc::ChannelCredentials> credentials = nullptr);
+
+// How a client is sure of its server, and shows the server who it is. By default it does neither, in plaintext.
+struct ChannelSecurity {
+  // TLS. The server's certificate must come from a CA of this PEM file; with `tls` alone, from one that the system trusts.
+  bool tls = false;
+  std::string ca_file;
+  // The client's own certificate with its chain, and its key, in PEM; both or none. Take TLS.
+  std::string cert_file, key_file;
+  // A token to show with each call, or the file that holds it, read for each call, so that it may change.
+  std::string token, token_file;
+  // Send the token to another machine without TLS.
+  bool insecure = false;
+
+  bool is_encrypted() const { return tls || !ca_file.empty(); }
+  bool has_token() const { return !token.empty() || !token_file.empty(); }
+};
+
+// MakeChannel with it. Certificates are read again when their files change. INVALID_ARGUMENT, NOT_FOUND, PERMISSION_DENIED or FAILED_PRECONDITION
+// name what cannot be used.
+absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeChannel(const std::string& address, const ChannelSecurity& security);
 
 // Whether the target names this machine by a loopback address or a Unix socket.
 bool IsLocalTarget(const std::string& address);

@@ -65,6 +65,10 @@ bool IsBroken(const absl::Status& status) {
 RunClient::RunClient(std::shared_ptr<grpc::Channel> channel, RunClientOptions options)
     : channel_(std::move(channel)), stub_(v1::RunService::NewStub(channel_)), options_(options) {}
 
+absl::StatusOr<v1::GetServerResponse> RunClient::GetServer() {
+  return Call(*stub_, &v1::RunService::Stub::GetServer, v1::GetServerRequest(), options_.timeout);
+}
+
 absl::StatusOr<v1::Run> RunClient::Create(const std::string& run_id, const v1::RunOptions& options,
                                           std::string request_id) {
   v1::CreateRunRequest request;

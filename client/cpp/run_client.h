@@ -45,6 +45,9 @@ class RunClient {
 
   explicit RunClient(std::shared_ptr<grpc::Channel> channel, RunClientOptions options = {});
 
+  // What the server is, and who this client is to it.
+  absl::StatusOr<v1::GetServerResponse> GetServer();
+
   // Answers the run with every option filled in. ALREADY_EXISTS when there is one of this id with other options.
   // `request_id` is for callers that repeat the call after a failure: any text unique to this creation; empty: a random
   // one.

@@ -1,25 +1,39 @@
 #ifndef HFOPT_SERVER_EVALUATION_EVALUATION_SERVICE_H_
 #define HFOPT_SERVER_EVALUATION_EVALUATION_SERVICE_H_
 
+#include <functional>
 #include <utility>
 
+#include "absl/status/status.h"
 #include "hfopt/v1/evaluation_service.grpc.pb.h"
+#include "proto/wire/status.h"
 #include "server/evaluation/worker_session.h"
 
 namespace hfopt::server {
 
-// Brings each worker's session to the pool of its run. "Raw", because sessions frame their messages themselves.
+// Brings each worker's session to the pool of its run, once `admit` has nothing against its caller. "Raw", because sessions frame their messages
+// themselves.
 class EvaluationService final
     : public v1::EvaluationService::WithRawCallbackMethod_Session<v1::EvaluationService::Service> {
  public:
-  explicit EvaluationService(WorkerSession::FindPool find_pool) : find_pool_(std::move(find_pool)) {}
+  using Admit = std::function<absl::Status(const grpc::CallbackServerContext&)>;
 
-  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Session(grpc::CallbackServerContext*) override {
+  explicit EvaluationService(WorkerSession::FindPool find_pool, Admit admit = [](const auto&) { return absl::OkStatus(); })
+      : find_pool_(std::move(find_pool)), admit_(std::move(admit)) {}
+
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Session(grpc::CallbackServerContext* context) override {
+    if (const absl::Status admitted = admit_(*context); !admitted.ok()) return new Refused(admitted);
     return WorkerSession::Start(find_pool_);
   }
 
  private:
+  struct Refused final : grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
+    explicit Refused(const absl::Status& status) { Finish(wire::ToGrpc(status)); }
+    void OnDone() override { delete this; }
+  };
+
   const WorkerSession::FindPool find_pool_;
+  const Admit admit_;
 };
 
 }  // namespace hfopt::server

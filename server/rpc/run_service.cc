@@ -36,9 +36,13 @@ class Uploader final : public grpc::ServerReadReactor<v1::UploadParametersReques
  public:
   using FindRun = std::function<absl::StatusOr<std::shared_ptr<Run>>(const std::string&)>;
 
-  Uploader(FindRun find_run, v1::UploadParametersResponse* response)
+  Uploader(const absl::Status& admitted, FindRun find_run, v1::UploadParametersResponse* response)
       : find_run_(std::move(find_run)), response_(response) {
-    StartRead(&request_);
+    if (admitted.ok()) {
+      StartRead(&request_);
+    } else {
+      Finish(wire::ToGrpc(admitted));
+    }
   }
 
   void OnReadDone(bool ok) override {
@@ -222,20 +226,33 @@ void RunService::Drain() {
   for (Watcher* const watcher : watchers_) watcher->End(absl::UnavailableError("the server is shutting down"));
 }
 
-absl::Status RunService::Open() const {
+absl::Status RunService::Admit(const grpc::CallbackServerContext& context, v1::Role role) const {
+  HFOPT_RETURN_IF_ERROR(access_.Check(context, role));
   absl::MutexLock lock(&mu_);
   if (draining_) return absl::UnavailableError("the server is shutting down; try again when it is back");
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::shared_ptr<Run>> RunService::Find(const std::string& name) const {
-  HFOPT_RETURN_IF_ERROR(Open());
+absl::StatusOr<std::shared_ptr<Run>> RunService::Find(const grpc::CallbackServerContext& context, v1::Role role,
+                                                      const std::string& name) const {
+  HFOPT_RETURN_IF_ERROR(Admit(context, role));
   return runs_.Find(name);
+}
+
+grpc::ServerUnaryReactor* RunService::GetServer(grpc::CallbackServerContext* context, const v1::GetServerRequest*,
+                                                v1::GetServerResponse* response) {
+  const absl::StatusOr<Caller> caller = access_.Identify(*context);
+  if (!caller.ok()) return Answer(context, caller.status());
+  response->set_version(HFOPT_VERSION);
+  response->set_protocol_version(kProtocolVersion);
+  response->set_role(caller->role);
+  response->set_caller(caller->name);
+  return Answer(context, absl::OkStatus());
 }
 
 grpc::ServerUnaryReactor* RunService::CreateRun(grpc::CallbackServerContext* context,
                                                 const v1::CreateRunRequest* request, v1::CreateRunResponse* response) {
-  if (absl::Status open = Open(); !open.ok()) return Answer(context, open);
+  if (absl::Status admitted = Admit(*context, v1::ROLE_OPERATOR); !admitted.ok()) return Answer(context, admitted);
   const auto run = runs_.Create(*request);
   if (run.ok()) *response->mutable_run() = (*run)->Snapshot();
   return Answer(context, run.status());
@@ -243,13 +260,14 @@ grpc::ServerUnaryReactor* RunService::CreateRun(grpc::CallbackServerContext* con
 
 grpc::ServerUnaryReactor* RunService::GetRun(grpc::CallbackServerContext* context, const v1::GetRunRequest* request,
                                              v1::GetRunResponse* response) {
-  const auto run = Find(request->name());
+  const auto run = Find(*context, v1::ROLE_READER, request->name());
   if (run.ok()) *response->mutable_run() = (*run)->Snapshot();
   return Answer(context, run.status());
 }
 
 grpc::ServerUnaryReactor* RunService::ListRuns(grpc::CallbackServerContext* context,
                                                const v1::ListRunsRequest* request, v1::ListRunsResponse* response) {
+  if (absl::Status admitted = Admit(*context, v1::ROLE_READER); !admitted.ok()) return Answer(context, admitted);
   if (request->page_size() < 0) {
     return Answer(context, absl::InvalidArgumentError(
                                absl::StrCat("page_size is ", request->page_size(), "; allowed: 0 (50) or more")));
@@ -263,7 +281,7 @@ grpc::ServerUnaryReactor* RunService::ListRuns(grpc::CallbackServerContext* cont
 
 grpc::ServerUnaryReactor* RunService::Act(grpc::CallbackServerContext* context, const std::string& name,
                                           absl::Status (Run::*action)(), v1::Run* answer) {
-  const auto run = Find(name);
+  const auto run = Find(*context, v1::ROLE_OPERATOR, name);
   if (!run.ok()) return Answer(context, run.status());
   const absl::Status status = ((**run).*action)();
   if (status.ok()) *answer = (*run)->Snapshot();
@@ -292,13 +310,13 @@ grpc::ServerUnaryReactor* RunService::CancelRun(grpc::CallbackServerContext* con
 
 grpc::ServerUnaryReactor* RunService::DeleteRun(grpc::CallbackServerContext* context,
                                                 const v1::DeleteRunRequest* request, v1::DeleteRunResponse*) {
-  if (absl::Status open = Open(); !open.ok()) return Answer(context, open);
+  if (absl::Status admitted = Admit(*context, v1::ROLE_OPERATOR); !admitted.ok()) return Answer(context, admitted);
   return Answer(context, runs_.Delete(request->name()));
 }
 
-grpc::ServerWriteReactor<v1::WatchRunResponse>* RunService::WatchRun(grpc::CallbackServerContext*,
+grpc::ServerWriteReactor<v1::WatchRunResponse>* RunService::WatchRun(grpc::CallbackServerContext* context,
                                                                      const v1::WatchRunRequest* request) {
-  auto run = Find(request->name());
+  auto run = Find(*context, v1::ROLE_READER, request->name());
   if (!run.ok()) return new RefusedWriter<v1::WatchRunResponse>(run.status());
   absl::MutexLock lock(&mu_);
   auto* const watcher = new Watcher(*this, *std::move(run), request->after_iteration());
@@ -307,14 +325,14 @@ grpc::ServerWriteReactor<v1::WatchRunResponse>* RunService::WatchRun(grpc::Callb
 }
 
 grpc::ServerReadReactor<v1::UploadParametersRequest>* RunService::UploadParameters(
-    grpc::CallbackServerContext*, v1::UploadParametersResponse* response) {
-  return new Uploader([this](const std::string& name) { return Find(name); }, response);
+    grpc::CallbackServerContext* context, v1::UploadParametersResponse* response) {
+  return new Uploader(Admit(*context, v1::ROLE_OPERATOR), [this](const std::string& name) { return runs_.Find(name); }, response);
 }
 
 grpc::ServerWriteReactor<v1::DownloadParametersResponse>* RunService::DownloadParameters(
-    grpc::CallbackServerContext*, const v1::DownloadParametersRequest* request) {
+    grpc::CallbackServerContext* context, const v1::DownloadParametersRequest* request) {
   const auto load = [&]() -> absl::StatusOr<Checkpoint> {
-    HFOPT_ASSIGN_OR_RETURN(const std::shared_ptr<Run> run, Find(request->name()));
+    HFOPT_ASSIGN_OR_RETURN(const std::shared_ptr<Run> run, Find(*context, v1::ROLE_READER, request->name()));
     absl::StatusOr<LoadedCheckpoint> loaded =
         request->has_iteration()                                  ? runs_.store().LoadCheckpoint(run->id(), request->iteration())
         : request->version() == v1::DownloadParametersRequest::VERSION_LAST ? runs_.store().LoadLastCheckpoint(run->id())

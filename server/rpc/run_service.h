@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "hfopt/v1/run_service.grpc.pb.h"
+#include "server/access/access_control.h"
 #include "server/run/run_manager.h"
 
 namespace hfopt::server {
@@ -14,11 +15,13 @@ namespace hfopt::server {
 // Thin handlers: proto/hfopt/v1/run_service.proto says what each call does, RunManager and Run do it.
 class RunService final : public v1::RunService::CallbackService {
  public:
-  explicit RunService(RunManager& runs) : runs_(runs) {}
+  RunService(RunManager& runs, const AccessControl& access) : runs_(runs), access_(access) {}
 
   // Ends the streams of watchers, which would otherwise hold up the server's shutdown, and refuses calls from now on.
   void Drain();
 
+  grpc::ServerUnaryReactor* GetServer(grpc::CallbackServerContext* context, const v1::GetServerRequest* request,
+                                      v1::GetServerResponse* response) override;
   grpc::ServerUnaryReactor* CreateRun(grpc::CallbackServerContext* context, const v1::CreateRunRequest* request,
                                       v1::CreateRunResponse* response) override;
   grpc::ServerUnaryReactor* GetRun(grpc::CallbackServerContext* context, const v1::GetRunRequest* request,
@@ -45,14 +48,16 @@ class RunService final : public v1::RunService::CallbackService {
  private:
   class Watcher;
 
-  // OK, or UNAVAILABLE while draining.
-  absl::Status Open() const;
-  absl::StatusOr<std::shared_ptr<Run>> Find(const std::string& name) const;
-  // Runs an action on the named run, answers its new state, and ends the call.
+  // What every handler asks first: OK when the caller has the role that the call takes. UNAVAILABLE while draining.
+  absl::Status Admit(const grpc::CallbackServerContext& context, v1::Role role) const;
+  // The named run, for a caller of this role.
+  absl::StatusOr<std::shared_ptr<Run>> Find(const grpc::CallbackServerContext& context, v1::Role role, const std::string& name) const;
+  // Runs an operator's action on the named run, answers its new state, and ends the call.
   grpc::ServerUnaryReactor* Act(grpc::CallbackServerContext* context, const std::string& name,
                                 absl::Status (Run::*action)(), v1::Run* run);
 
   RunManager& runs_;
+  const AccessControl& access_;
   mutable absl::Mutex mu_;
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
   std::set<Watcher*> watchers_ ABSL_GUARDED_BY(mu_);

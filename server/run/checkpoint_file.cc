@@ -127,7 +127,12 @@ absl::StatusOr<Checkpoint> ReadCheckpointFile(const std::string& path) {
   HFOPT_ASSIGN_OR_RETURN(const std::string checksum, first.element_type == v1::ELEMENT_TYPE_FLOAT64
                                                          ? ReadTensors<double>(file, json->second, checkpoint)
                                                          : ReadTensors<float>(file, json->second, checkpoint));
-  if (checksum != expected->second) {
+#ifdef FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION  // no fuzzer gets past a checksum
+  constexpr bool kIgnoreChecksum = true;
+#else
+  constexpr bool kIgnoreChecksum = false;
+#endif
+  if (!kIgnoreChecksum && checksum != expected->second) {
     return damaged("its content has the checksum ", checksum, ", written was ",
                    absl::CHexEscape(expected->second).substr(0, 64));
   }

@@ -27,6 +27,26 @@ TEST(ServerOptions, RefusesAPublicAddressUnlessInsecureIsTyped) {
   }
 }
 
+TEST(ServerOptions, APublicAddressTakesEncryptionAndAuthentication) {
+  const ServerOptions tls{.address = "0.0.0.0:1", .tls_cert = "c", .tls_key = "k"};
+  EXPECT_THAT(std::string(tls.Validate().message()), AllOf(HasSubstr("not asked who they are"), HasSubstr("--tokens"), HasSubstr("--insecure")));
+  const ServerOptions token{.address = "0.0.0.0:1", .tokens = "t"};
+  EXPECT_THAT(std::string(token.Validate().message()), AllOf(HasSubstr("not encrypted"), HasSubstr("--tls-cert"), HasSubstr("--insecure")));
+  ServerOptions both = tls;
+  both.tokens = "t";
+  EXPECT_TRUE(both.Validate().ok());
+  both.tokens = "";
+  both.tls_client_ca = "a";
+  EXPECT_TRUE(both.Validate().ok());
+  EXPECT_THAT(std::string(ServerOptions{.tls_client_ca = "a"}.Validate().message()), HasSubstr("--tls-cert"));
+}
+
+TEST(ServerOptions, ANameThatBeginsLikeLoopbackIsPublic) {
+  for (const char* address : {"127.example.org:1", "127.0.0.1.example.org:1", "localhost.example.org:1", "[::1].example.org:1"}) {
+    EXPECT_FALSE(ServerOptions{.address = address}.is_local()) << address;
+  }
+}
+
 TEST(ServerOptions, NamesTheBadValue) {
   EXPECT_THAT(std::string(ServerOptions{.address = "here"}.Validate().message()), HasSubstr("\"here\""));
   for (const char* port : {"99999", "65536", "-1", "", "http", "12x", "4294967297"}) {
@@ -38,6 +58,7 @@ TEST(ServerOptions, NamesTheBadValue) {
   for (const char* address : {"127.0.0.1:65535", "unix:/tmp/s:99999"}) {
     EXPECT_TRUE(ServerOptions{.address = address}.Validate().ok()) << address;
   }
+  EXPECT_THAT(std::string(ServerOptions{.health_address = "1:99999"}.Validate().message()), HasSubstr("--health-address"));
   EXPECT_THAT(std::string(ServerOptions{.lease_seconds = 0}.Validate().message()), HasSubstr("--lease is 0"));
   EXPECT_THAT(std::string(ServerOptions{.keep_checkpoints = 0}.Validate().message()), HasSubstr("--keep-checkpoints"));
   EXPECT_THAT(std::string(ServerOptions{.memory_limit_mib = -1}.Validate().message()), HasSubstr("--memory-limit"));

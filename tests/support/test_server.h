@@ -42,30 +42,38 @@ class TestServer {
  public:
   static constexpr int64_t kMemoryLimitMib = 1000;
 
-  TestServer() { Restart(); }
+  // With these options, but for its state directory.
+  explicit TestServer(server::ServerOptions options = {.address = "127.0.0.1:0", .memory_limit_mib = kMemoryLimitMib})
+      : options_(std::move(options)) {
+    options_.state_directory = directory_.path();
+    Restart();
+  }
 
   void Restart() {
     server_.reset();
-    auto server = server::Server::Start({.address = "127.0.0.1:0",
-                                         .state_directory = directory_.path(),
-                                         .memory_limit_mib = kMemoryLimitMib},
-                                        [this](const std::string& line) {
-                                          absl::MutexLock lock(&mu_);
-                                          log_.push_back(line);
-                                        });
+    auto server = server::Server::Start(options_, [this](const std::string& line) {
+      absl::MutexLock lock(&mu_);
+      log_.push_back(line);
+    });
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
   }
   void Stop() { server_.reset(); }
 
   const std::string& address() const { return server_->address(); }
+  const std::string& health_address() const { return server_->health_address(); }
+  std::vector<std::string> log() {
+    absl::MutexLock lock(&mu_);
+    return log_;
+  }
   std::string state_directory() const { return directory_.path(); }
   client::RunClient Client() { return client::RunClient(client::MakeChannel(address())); }
 
  private:
   TemporaryDirectory directory_;
+  server::ServerOptions options_;
   absl::Mutex mu_;
-  std::vector<std::string> log_;
+  std::vector<std::string> log_ ABSL_GUARDED_BY(mu_);
   std::unique_ptr<server::Server> server_;
 };
 
@@ -75,8 +83,11 @@ class WorkerThread {
  public:
   WorkerThread(std::unique_ptr<client::Model<Scalar>> model, const std::string& address, const std::string& run_id,
                const std::string& worker_id, std::set<uint32_t> shards = {}, bool shared_memory = true)
+      : WorkerThread(std::move(model), client::MakeChannel(address), run_id, worker_id, std::move(shards), shared_memory) {}
+  WorkerThread(std::unique_ptr<client::Model<Scalar>> model, std::shared_ptr<grpc::Channel> channel, const std::string& run_id,
+               const std::string& worker_id, std::set<uint32_t> shards = {}, bool shared_memory = true)
       : model_(std::move(model)),
-        worker_(*model_, {.channel = client::MakeChannel(address),
+        worker_(*model_, {.channel = std::move(channel),
                           .run_id = run_id,
                           .worker_id = worker_id,
                           .shards = std::move(shards),
