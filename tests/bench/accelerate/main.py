@@ -96,8 +96,9 @@ class Bench:
     def measure_systems(self):
         """CG iterations to relative residuals with and without the L-BFGS preconditioner, where training by ours has got to."""
         done = self.train("ours to the end", self.task.preset, (), self.seeds[0])
-        # lambda moves over decades from one iteration to the next: the middle of the last twenty.
-        damping = statistics.median(i["damping"] for i in done.iterations()[-20:])
+        # lambda moves over decades from one iteration to the next: the middle of the last twenty that took a step. Where nothing more is to be had,
+        # rejections raise it until a solve is a gradient step.
+        damping = statistics.median([i["damping"] for i in done.iterations() if i["accepted"]][-20:])
         command = [*self.one_core, str(self.build / "tests" / "bench" / "hfopt_preconditioner_bench"), str(done.parameters),
                    str(damping), done.iterations()[-1]["curvature_examples"], "--element-type", self.task.element_type, *self.task.model,
                    "--data-seed", str(self.seeds[0])]
