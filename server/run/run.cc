@@ -412,6 +412,7 @@ absl::StatusOr<Termination> Run::Drive() {
     const absl::Time now = environment_.now();
     *report.mutable_seconds() = Phases(absl::ToDoubleSeconds(now - start), before, after);
     report.set_reissued(static_cast<uint32_t>(after.reissued - before.reissued));
+    report.set_hedged(static_cast<uint32_t>(after.hedged - before.hedged));
     ToProto(now, report.mutable_end_time());
     start = now;
     before = after;
