@@ -250,9 +250,7 @@ TEST(Security, ARunOverMutualTlsHasTheBitsOfTheOptimizerAlone) {
 
   const auto local_model = model();
   LocalObjective<float> objective(*local_model, 2);
-  Vector<float> theta(local_model->num_parameters());
-  ASSERT_TRUE(local_model->InitialParameters(7, theta).ok());
-  const OptimizerState<float> local = RunLocally<float>(objective, theta, started->options().optimizer());
+  const OptimizerState<float> local = RunLocally<float>(objective, local_model->InitialParameters(7).value(), started->options().optimizer());
   EXPECT_EQ(remote->theta, local.theta);
 }
 

@@ -51,7 +51,7 @@ TEST_F(TokenFileTest, KnowsWhoseATokenIs) {
 }
 
 TEST_F(TokenFileTest, NamesTheLineThatIsWrongAndDoesNotShowIt) {
-  for (const std::string line : {"operator alice secret-token", "operator sha256:ba78", "king alice " + std::string(kAbc), "operator alice sha256:zz",
+  for (const std::string& line : std::vector<std::string>{"operator alice secret-token", "operator sha256:ba78", "king alice " + std::string(kAbc), "operator alice sha256:zz",
                                  "operator alice " + std::string(kAbc) + "00", "operator alice smith " + std::string(kAbc)}) {
     Write("# a comment\n" + line + "\n");
     const absl::Status status = Open().status();
