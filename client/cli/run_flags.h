@@ -21,7 +21,7 @@ struct RunFlags {
   std::optional<std::string> preset, element_type;
   std::optional<uint32_t> shards, keep_checkpoints;
   std::optional<uint64_t> seed, num_parameters, max_iterations;
-  std::optional<double> lease_seconds, max_wall_seconds, max_example_passes, target_loss;
+  std::optional<double> lease_seconds, journal_seconds, max_wall_seconds, max_example_passes, target_loss;
   std::vector<std::string> assignments;
 
   // The file's options, overridden by the flags, overridden by the assignments. INVALID_ARGUMENT names the flag.

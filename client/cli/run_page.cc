@@ -54,7 +54,8 @@ std::string DescribeIteration(const v1::IterationReport& report) {
   facts.Add("pairs", absl::StrFormat("%d kept, %d skipped", report.pairs_kept(), report.pairs_skipped()));
   facts.Add("time",
             absl::StrCat(FormatSeconds(report.seconds().total()),
-                         report.reissued() == 0 ? "" : absl::StrCat(", ", report.reissued(), " requests sent again")));
+                         report.reissued() == 0 ? "" : absl::StrCat(", ", report.reissued(), " requests sent again"),
+                         report.hedged() == 0 ? "" : absl::StrCat(", ", report.hedged(), " asked of a second worker, the first being late")));
   return facts.ToString();
 }
 

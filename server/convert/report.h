@@ -12,7 +12,7 @@
 
 namespace hfopt::server {
 
-// The fields that only a server with a clock and workers knows (seconds, end_time, reissued) are left unset.
+// The fields that only a server with a clock and workers knows (seconds, end_time, reissued, hedged) are left unset.
 v1::IterationReport ReportToProto(const IterationReport& report, int64_t training_examples);
 
 // `training_examples` is the unit of example_passes; 0, when it is not known, leaves that field unset.

@@ -23,6 +23,15 @@ class Unlocked {
   absl::Mutex& mu_;
 };
 
+// A worker is late with a unit when it takes this many times what is usual, and not before kLeastLateness: a request costs something, too.
+constexpr double kLate = 3;
+constexpr absl::Duration kLeastLateness = absl::Milliseconds(20);
+// What is chance among workers of one speed, and what is not; how much an evaluation counts; and how fast is forgotten that a worker without shards
+// was slow, so that it is tried again.
+constexpr double kChance = 1.5;
+constexpr double kNewEvaluation = 0.3;
+constexpr double kForgetting = 0.05;
+
 // More than any machine can hold; guards arithmetic.
 constexpr uint64_t kMaxParameters = uint64_t{1} << 40;
 
@@ -116,6 +125,8 @@ WorkerPool::WorkerPool(Options options) : options_(std::move(options)) {
 bool WorkerPool::Worker::CanServe(int shard) const {
   return hello.shards().empty() || Contains(hello.shards(), static_cast<uint32_t>(shard));
 }
+
+double WorkerPool::Worker::Load(int64_t shards) const { return static_cast<double>(shards) * (slowness < kChance ? 1 : slowness); }
 
 absl::Time WorkerPool::LeaseEnd(const Worker& worker) const {
   // Before its Welcome a worker does not know its lease.
@@ -256,7 +267,7 @@ absl::Status WorkerPool::Join(const v1::Hello& hello, std::shared_ptr<WorkerLink
   // Reconcile: what it holds and computes decides what is sent again.
   worker.held = {hello.held_vectors().begin(), hello.held_vectors().end()};
   for (auto& [id, pending] : pending_) {
-    if (pending.worker_id == hello.worker_id() && !Contains(hello.pending_requests(), id)) pending.worker_id.clear();
+    if (!Contains(hello.pending_requests(), id)) pending.asked.erase(hello.worker_id());
   }
   if (shards_ > 0) WelcomeWorker(worker);
   changed_.SignalAll();
@@ -312,7 +323,7 @@ void WorkerPool::WelcomeWorker(Worker& worker) {
   if (release.has_release()) worker.link->Send(std::move(release));
   for (const uint64_t id : worker.hello.pending_requests()) {
     const auto pending = pending_.find(id);
-    if (pending == pending_.end() || pending->second.worker_id != worker.hello.worker_id()) {
+    if (pending == pending_.end() || !pending->second.asked.contains(worker.hello.worker_id())) {
       worker.link->Send(CancelMessage(id));
     }
   }
@@ -337,21 +348,34 @@ absl::Status WorkerPool::OnAnswer(const WorkerLink* link, v1::Answer answer, std
   Worker* const worker = FindByLink(link);
   if (worker == nullptr) return absl::OkStatus();  // of a session that was replaced
   const auto it = pending_.find(answer.request_id());
-  if (it == pending_.end() || it->second.worker_id != worker->hello.worker_id()) return absl::OkStatus();
+  if (it == pending_.end()) return absl::OkStatus();
   Pending& pending = it->second;
   const std::string& worker_id = worker->hello.worker_id();
+  const auto asked = pending.asked.find(worker_id);
+  if (asked == pending.asked.end()) return absl::OkStatus();
 
   v1::EvaluationRequest request = pending.unit->request;
   request.set_id(answer.request_id());
   if (answer.has_failure()) {
     const auto code = static_cast<absl::StatusCode>(answer.failure().code());
-    Fail(pending, absl::Status(code == absl::StatusCode::kOk ? absl::StatusCode::kUnknown : code,
+    Fail(pending, worker_id, absl::Status(code == absl::StatusCode::kOk ? absl::StatusCode::kUnknown : code,
                                absl::StrCat("could not answer: ", answer.failure().message().c_str())));
     return absl::OkStatus();
   }
   if (absl::Status status = CheckAnswer(request, answer, vectors); !status.ok()) {
-    Fail(pending, status);
+    Fail(pending, worker_id, status);
     return status;
+  }
+  const absl::Time now = options_.now();
+  unit_times_[worker_id].push_back(now - BeginOf(*worker, asked->second));
+  worker->last_answer = now;
+  for (const auto& [other, since] : pending.asked) {
+    if (other == worker_id) continue;
+    // It was late, or asked because the other was: the race is over.
+    Worker& loser = workers_.at(other);
+    unit_times_[other].push_back(now - BeginOf(loser, since));
+    if (loser.link != nullptr) loser.link->Send(CancelMessage(it->first));
+    owners_[pending.unit->shard] = worker_id;
   }
   ++worker->answers;
   worker->compute_seconds += answer.compute_seconds();
@@ -362,12 +386,12 @@ absl::Status WorkerPool::OnAnswer(const WorkerLink* link, v1::Answer answer, std
   return absl::OkStatus();
 }
 
-void WorkerPool::Fail(Pending& pending, const absl::Status& why) {
-  const std::string worker_id = std::exchange(pending.worker_id, "");
+void WorkerPool::Fail(Pending& pending, const std::string& worker_id, const absl::Status& why) {
   const int shard = pending.unit->shard;
+  pending.asked.erase(worker_id);
   pending.failed_on.insert(worker_id);
   owners_.erase(shard);
-  if (OwnerOf(shard, pending.failed_on) == nullptr) {
+  if (pending.asked.empty() && OwnerOf(shard, pending.failed_on) == nullptr) {
     failure_ = absl::Status(
         why.code(), absl::StrCat(options_.run_name, ": shard ", shard, ": worker ", worker_id, ": ", why.message()));
   }
@@ -407,12 +431,12 @@ WorkerPool::Worker* WorkerPool::OwnerOf(int shard, const std::set<std::string>& 
     Worker& worker = workers_.at(owner->second);
     if (usable(owner->second, worker)) return &worker;
   }
-  // The connected worker with the fewest shards; the first by id among equals.
+  // The connected worker that would have done first; the first by id among equals.
   Worker* best = nullptr;
-  int64_t best_load = 0;
+  double best_load = 0;
   for (auto& [id, worker] : workers_) {
     if (worker.link == nullptr || !usable(id, worker)) continue;
-    const int64_t load = std::count_if(owners_.begin(), owners_.end(), [&](const auto& o) { return o.second == id; });
+    const double load = worker.Load(1 + std::count_if(owners_.begin(), owners_.end(), [&](const auto& o) { return o.second == id; }));
     if (best == nullptr || load < best_load) {
       best = &worker;
       best_load = load;
@@ -424,8 +448,12 @@ WorkerPool::Worker* WorkerPool::OwnerOf(int shard, const std::set<std::string>& 
 
 void WorkerPool::Rebalance() {
   absl::MutexLock lock(&mu_);
+  for (auto& [id, worker] : workers_) {
+    const bool has_shards = std::any_of(owners_.begin(), owners_.end(), [&](const auto& o) { return o.second == id; });
+    if (!has_shards) worker.slowness += kForgetting * (1 - worker.slowness);
+  }
   while (true) {
-    // Move one shard from the most to the least loaded worker that can take one of its shards, until no move helps.
+    // Move a shard from one worker to another that, with it, has done before the one would have, until no move helps.
     std::map<std::string, std::vector<int>> shards_of;
     for (const auto& [id, worker] : workers_) {
       if (worker.link != nullptr && IsAlive(worker) && !worker.draining) shards_of[id];
@@ -436,7 +464,8 @@ void WorkerPool::Rebalance() {
     bool moved = false;
     for (const auto& [from, from_shards] : shards_of) {
       for (const auto& [to, to_shards] : shards_of) {
-        if (moved || from_shards.size() < to_shards.size() + 2) continue;
+        const double before = workers_.at(from).Load(from_shards.size()), after = workers_.at(to).Load(to_shards.size() + 1);
+        if (moved || from == to || after >= before) continue;
         for (const int shard : from_shards) {
           if (!workers_.at(to).CanServe(shard)) continue;
           owners_[shard] = to;
@@ -457,15 +486,74 @@ void WorkerPool::Dispatch(uint64_t id, Pending& pending, Worker& worker) {
   *message.mutable_evaluation() = pending.unit->request;
   message.mutable_evaluation()->set_id(id);
   worker.link->Send(std::move(message));
-  pending.worker_id = worker.hello.worker_id();
-  if (pending.issued_before) ++accounting_.reissued;
+  if (!pending.asked.empty()) {
+    ++accounting_.hedged;
+  } else if (pending.issued_before) {
+    ++accounting_.reissued;
+  }
+  pending.asked[worker.hello.worker_id()] = options_.now();
   pending.issued_before = true;
+}
+
+std::optional<absl::Duration> WorkerPool::UsualTime() const {
+  std::vector<absl::Duration> times;
+  for (const auto& [id, of_worker] : unit_times_) times.insert(times.end(), of_worker.begin(), of_worker.end());
+  if (times.empty() || 2 * times.size() < answers_.size()) return std::nullopt;
+  const auto middle = times.begin() + (times.size() - 1) / 2;  // of two speeds alike, the faster one is what is possible
+  std::nth_element(times.begin(), middle, times.end());
+  return *middle;
+}
+
+absl::Time WorkerPool::HedgeLate() {
+  const std::optional<absl::Duration> usual = UsualTime();
+  if (!usual.has_value()) return absl::InfiniteFuture();
+  const absl::Duration allowed = std::max(kLate * *usual, kLeastLateness);
+  std::set<std::string> busy;
+  for (const auto& [id, pending] : pending_) {
+    for (const auto& [worker_id, since] : pending.asked) busy.insert(worker_id);
+  }
+  const absl::Time now = options_.now();
+  absl::Time next = absl::InfiniteFuture();
+  // What a late worker would come to last is what another may well have done first.
+  for (auto it = pending_.rbegin(); it != pending_.rend(); ++it) {
+    auto& [id, pending] = *it;
+    if (pending.asked.size() != 1) continue;
+    const auto& [late_id, since] = *pending.asked.begin();
+    const absl::Time late = BeginOf(workers_.at(late_id), since) + allowed;
+    if (late > now) {
+      next = std::min(next, late);
+      continue;
+    }
+    Worker* helper = nullptr;
+    for (auto& [idle_id, idle] : workers_) {
+      const bool can_help = idle.link != nullptr && idle.welcomed && !idle.draining && IsAlive(idle) && !busy.contains(idle_id) &&
+                            idle.CanServe(pending.unit->shard) && !pending.failed_on.contains(idle_id) && idle.slowness < kLate;
+      if (can_help && (helper == nullptr || idle.slowness < helper->slowness)) helper = &idle;
+    }
+    if (helper == nullptr) continue;
+    Dispatch(id, pending, *helper);
+    busy.insert(helper->hello.worker_id());
+  }
+  return next;
+}
+
+void WorkerPool::UpdateSlowness() {
+  const std::optional<absl::Duration> usual = UsualTime();
+  if (!usual.has_value() || *usual <= absl::ZeroDuration() || unit_times_.size() < 2) return;
+  for (const auto& [id, times] : unit_times_) {
+    absl::Duration sum;
+    for (const absl::Duration time : times) sum += time;
+    const double ratio = absl::FDivDuration(sum / static_cast<int64_t>(times.size()), *usual);
+    double& slowness = workers_.at(id).slowness;
+    // One that was late is known at once; the rest is averaged.
+    slowness = ratio >= kLate ? std::max(slowness, ratio) : slowness + kNewEvaluation * (ratio - slowness);
+  }
 }
 
 void WorkerPool::Unassign(const std::string& worker_id) {
   std::erase_if(owners_, [&](const auto& owner) { return owner.second == worker_id; });
   for (auto& [id, pending] : pending_) {
-    if (pending.worker_id == worker_id) pending.worker_id.clear();
+    pending.asked.erase(worker_id);
   }
 }
 
@@ -507,8 +595,8 @@ void WorkerPool::UpdateWaiting(std::string waiting, absl::Time& since) {
   mu_.Lock();
 }
 
-void WorkerPool::WaitForChange() {
-  absl::Duration timeout = absl::Seconds(1);
+void WorkerPool::WaitForChange(absl::Time deadline) {
+  absl::Duration timeout = std::min(absl::Seconds(1), deadline - options_.now());
   for (const auto& [id, worker] : workers_) {
     const absl::Duration left = LeaseEnd(worker) - options_.now();
     if (left > absl::ZeroDuration()) timeout = std::min(timeout, left);
@@ -536,6 +624,7 @@ absl::Status WorkerPool::Evaluate(std::vector<Unit> units, TakeAnswer take) {
   const absl::Cleanup forget = [this] { AbandonEvaluation(); };
   failure_ = absl::OkStatus();
   evaluation_seconds_.clear();
+  unit_times_.clear();
   answers_.assign(units.size(), std::nullopt);
   for (size_t i = 0; i < units.size(); ++i) {
     for (const NamedVectorPtr& vector : units[i].vectors) live_.insert(vector->name);
@@ -546,7 +635,7 @@ absl::Status WorkerPool::Evaluate(std::vector<Unit> units, TakeAnswer take) {
   while (true) {
     DropLostWorkers();
     for (auto& [id, pending] : pending_) {
-      if (!pending.worker_id.empty()) continue;
+      if (!pending.asked.empty()) continue;
       Worker* const owner = OwnerOf(pending.unit->shard, pending.failed_on);
       if (owner != nullptr && owner->link != nullptr && owner->welcomed) Dispatch(id, pending, *owner);
     }
@@ -555,7 +644,7 @@ absl::Status WorkerPool::Evaluate(std::vector<Unit> units, TakeAnswer take) {
     if (!failure_.ok()) return failure_;
     if (taken == units.size()) break;
     if (!answers_[taken].has_value()) {
-      WaitForChange();
+      WaitForChange(HedgeLate());
       continue;
     }
     UnitAnswer answer = *std::exchange(answers_[taken], std::nullopt);
@@ -568,6 +657,7 @@ absl::Status WorkerPool::Evaluate(std::vector<Unit> units, TakeAnswer take) {
     if (all_have_answered) accounting_.reducing += absl::ToDoubleSeconds(options_.now() - begin);
     ++taken;
   }
+  UpdateSlowness();
   double slowest = 0;
   for (const auto& [id, seconds] : evaluation_seconds_) slowest = std::max(slowest, seconds);
   accounting_.client_compute += slowest;
@@ -576,9 +666,10 @@ absl::Status WorkerPool::Evaluate(std::vector<Unit> units, TakeAnswer take) {
 
 void WorkerPool::AbandonEvaluation() {
   for (const auto& [id, pending] : pending_) {
-    if (pending.worker_id.empty()) continue;
-    Worker& worker = workers_.at(pending.worker_id);
-    if (worker.link != nullptr) worker.link->Send(CancelMessage(id));
+    for (const auto& [worker_id, since] : pending.asked) {
+      Worker& worker = workers_.at(worker_id);
+      if (worker.link != nullptr) worker.link->Send(CancelMessage(id));
+    }
   }
   pending_.clear();
   answers_.clear();

@@ -57,10 +57,15 @@ struct PoolAccounting {
   double reducing = 0;        // in what takes the answers, once all had come
   double waiting = 0;         // for a worker that serves some shard
   int64_t reissued = 0;       // requests sent again because their worker was lost or failed
+  int64_t hedged = 0;         // requests asked of a second worker because the first was late
 };
 
 // The workers of one run, and who computes what. Shards stay with their worker while it lives (what it computed at a point is worth
-// keeping), move off lost workers, and are spread over new ones when Rebalance() is called.
+// keeping), move off lost workers, and are spread over new ones when Rebalance() is called, by how fast each has been.
+//
+// A worker that is late with a shard, by the times that others took in the same evaluation, does not hold up the run where another that can serve the
+// shard has nothing to do: that one is asked too, the answer that comes first counts, and the shard is then its worker's (Dean and Barroso, The tail
+// at scale, CACM 2013, hedged requests).
 //
 // Sessions call from gRPC threads (Join, OnAnswer, ...), which never wait; the run's thread calls Evaluate, which does. Thread-safe. Lock
 // order: the pool's mutex before a link's, which only guards its queue; a link calls the pool with no lock held.
@@ -165,14 +170,19 @@ class WorkerPool {
     uint64_t past_bytes_sent = 0, past_bytes_received = 0;  // of earlier links
     absl::Time last_heard;                                  // as of the end of the last link
     bool shared_memory = false;                             // likewise
+    absl::Time last_answer = absl::InfinitePast();
+    // Its time for a unit over the median of all, averaged over evaluations; 1 when nothing is known.
+    double slowness = 1;
 
     bool CanServe(int shard) const;
+    // What `shards` shards cost, in units of what one costs a usual worker. Differences that may be chance are none.
+    double Load(int64_t shards) const;
   };
   struct Pending {
     const Unit* unit = nullptr;
     size_t index = 0;
-    std::string worker_id;  // empty: not assigned
-    std::set<std::string> failed_on;
+    std::map<std::string, absl::Time> asked = {};  // the workers that compute it, and since when; two when the first was late
+    std::set<std::string> failed_on = {};
     bool issued_before = false;
   };
 
@@ -195,13 +205,21 @@ class WorkerPool {
   // The worker for a shard, choosing one if need be; null when nobody can.
   Worker* OwnerOf(int shard, const std::set<std::string>& excluded) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Dispatch(uint64_t id, Pending& pending, Worker& worker) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The median of the times that units of the running evaluation took; nothing before half of them have been answered.
+  std::optional<absl::Duration> UsualTime() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Since when a worker has been at one of its units: it takes them one after the other.
+  absl::Time BeginOf(const Worker& worker, absl::Time asked) const { return std::max(asked, worker.last_answer); }
+  // Has idle workers compute what others are late with. Answers when the next one will be late.
+  absl::Time HedgeLate() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Learns from the evaluation that ends how fast workers are.
+  void UpdateSlowness() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // A worker cannot answer: another one is asked, and when there is none left the evaluation fails.
-  void Fail(Pending& pending, const absl::Status& why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Fail(Pending& pending, const std::string& worker_id, const absl::Status& why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Takes requests and shards from workers whose lease has ended.
   void DropLostWorkers() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Unassign(const std::string& worker_id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  // Waits for a change, the end of a lease, or at most a second.
-  void WaitForChange() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Waits for a change, the end of a lease, `deadline`, or at most a second.
+  void WaitForChange(absl::Time deadline = absl::InfiniteFuture()) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Records what is waited for, and books the time since `since`, which it sets to now.
   void UpdateWaiting(std::string waiting, absl::Time& since) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   std::string DescribeUnserved() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -226,7 +244,9 @@ class WorkerPool {
   uint64_t next_id_ ABSL_GUARDED_BY(mu_);
   std::map<uint64_t, Pending> pending_ ABSL_GUARDED_BY(mu_);
   std::vector<std::optional<UnitAnswer>> answers_ ABSL_GUARDED_BY(mu_);
-  std::map<std::string, double> evaluation_seconds_ ABSL_GUARDED_BY(mu_);  // by worker, of the running evaluation
+  // Of the running evaluation, by worker: seconds that it says it computed, and times that its units took.
+  std::map<std::string, double> evaluation_seconds_ ABSL_GUARDED_BY(mu_);
+  std::map<std::string, std::vector<absl::Duration>> unit_times_ ABSL_GUARDED_BY(mu_);
   absl::Status failure_ ABSL_GUARDED_BY(mu_);
   std::string waiting_for_ ABSL_GUARDED_BY(mu_);
   PoolAccounting accounting_ ABSL_GUARDED_BY(mu_);

@@ -20,6 +20,8 @@ absl::Status WithRemedy(const absl::Status& status) {
 
 }  // namespace
 
+std::string FileRunStore::JournalPath(absl::string_view run_id) const { return absl::StrCat(RunPath(run_id), "/journal"); }
+
 std::string FileRunStore::RunsPath() const { return absl::StrCat(directory_, "/runs"); }
 std::string FileRunStore::RunPath(absl::string_view run_id) const { return absl::StrCat(RunsPath(), "/", run_id); }
 std::string FileRunStore::DeletedPath(absl::string_view run_id) const {

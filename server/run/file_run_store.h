@@ -21,6 +21,7 @@ namespace hfopt::server {
 //     hfopt.db                                    SQLite: the catalogue and the reports
 //     runs/<run id>/checkpoint-<n>.safetensors    after iteration n
 //     runs/<run id>/best.safetensors              one of them, or one that is no longer kept
+//     runs/<run id>/journal                       answers of the iteration under way, for runs that ask for it
 //     runs/<run id>.deleted/                      a run whose deletion was cut off; Open finishes it
 //
 // Checkpoint files are whole at any time and may be copied away while a server runs; those ending in .tmp are
@@ -42,6 +43,7 @@ class FileRunStore final : public RunStore {
   absl::StatusOr<LoadedCheckpoint> LoadLastCheckpoint(absl::string_view run_id) override;
   absl::StatusOr<LoadedCheckpoint> LoadBestCheckpoint(absl::string_view run_id) override;
   absl::StatusOr<LoadedCheckpoint> LoadCheckpoint(absl::string_view run_id, uint64_t iteration) override;
+  std::string JournalPath(absl::string_view run_id) const override;
 
  private:
   FileRunStore(std::string directory, std::unique_ptr<DirectoryLock> lock, std::unique_ptr<RunCatalogue> catalogue)

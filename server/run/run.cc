@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -12,6 +13,7 @@
 #include "server/convert/options.h"
 #include "server/convert/report.h"
 #include "server/evaluation/out_of_memory.h"
+#include "server/run/journal.h"
 #include "server/run/memory.h"
 
 namespace hfopt::server {
@@ -395,6 +397,14 @@ absl::StatusOr<Termination> Run::Drive() {
   const int64_t num_parameters = Snapshot().num_parameters();
   RemoteObjective<Scalar> objective(absl::StrCat("runs/", id_), *pool_, num_parameters, layout);
   HFOPT_ASSIGN_OR_RETURN(OptimizerState<Scalar> state, LoadOrInitialize<Scalar>(objective));
+  std::optional<Journal> journal;
+  std::optional<JournaledObjective<Scalar>> journaled;
+  if (const double seconds = Snapshot().options().journal_seconds(); seconds > 0) {
+    const auto log = [this](const std::string& line) { environment_.log(absl::StrCat("runs/", id_, ": ", line)); };
+    journal.emplace(Journal::Options{environment_.store->JournalPath(id_), absl::Seconds(seconds), log, environment_.now}, state.iteration);
+    journaled.emplace(objective, *journal);
+  }
+  Objective<Scalar>& asked = journaled.has_value() ? static_cast<Objective<Scalar>&>(*journaled) : objective;
   PoolAccounting before = pool_->accounting();
   absl::Time start = environment_.now();
 
@@ -402,8 +412,11 @@ absl::StatusOr<Termination> Run::Drive() {
     if (std::optional<Termination> end = CheckTermination(state, layout, options_.stop)) return *end;
     if (std::optional<Termination> end = WallTimeTermination()) return *end;
 
-    HFOPT_ASSIGN_OR_RETURN(Iteration<Scalar> next, (Iterate<Scalar>(state, objective, options_)));
+    HFOPT_ASSIGN_OR_RETURN(Iteration<Scalar> next, (Iterate<Scalar>(state, asked, options_)));
     state = std::move(next.state);
+    if (journal.has_value() && journal->replayed() > 0) {
+      environment_.log(absl::StrCat("runs/", id_, ": iteration ", state.iteration, " went on after ", journal->replayed(), " answers of its journal"));
+    }
 
     // The time of saving is booked with the next iteration, because the report is stored before the checkpoint: if the power fails
     // between the two, the iteration is done again and its report replaced; the other way round the report would be lost.
@@ -412,12 +425,14 @@ absl::StatusOr<Termination> Run::Drive() {
     const absl::Time now = environment_.now();
     *report.mutable_seconds() = Phases(absl::ToDoubleSeconds(now - start), before, after);
     report.set_reissued(static_cast<uint32_t>(after.reissued - before.reissued));
+    report.set_hedged(static_cast<uint32_t>(after.hedged - before.hedged));
     ToProto(now, report.mutable_end_time());
     start = now;
     before = after;
     const bool best = IsBest(report);
     HFOPT_RETURN_IF_ERROR(environment_.store->AppendReport(id_, report));
     HFOPT_RETURN_IF_ERROR(Save(state, best));
+    if (journal.has_value()) journal->Begin(state.iteration);
     HFOPT_RETURN_IF_ERROR(Publish(report, best));
   }
 }

@@ -33,6 +33,10 @@ absl::StatusOr<v1::RunOptions> CompleteOptions(v1::RunOptions options, const Run
     return absl::InvalidArgumentError(
         absl::StrCat("options.lease_seconds is ", options.lease_seconds(), "; allowed: 0 (the server's default), 0.05 to 86400"));
   }
+  if (!(options.journal_seconds() >= 0 && options.journal_seconds() <= 86400)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("options.journal_seconds is ", options.journal_seconds(), "; allowed: 0 (no journal) to 86400"));
+  }
   if (options.keep_checkpoints() == 0) options.set_keep_checkpoints(environment.default_keep_checkpoints);
   if (options.keep_checkpoints() > 1'000'000) {
     return absl::InvalidArgumentError(

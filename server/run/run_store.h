@@ -77,6 +77,9 @@ class RunStore {
   virtual absl::StatusOr<LoadedCheckpoint> LoadBestCheckpoint(absl::string_view run_id) = 0;
   // The one after this iteration; NOT_FOUND when it is not kept.
   virtual absl::StatusOr<LoadedCheckpoint> LoadCheckpoint(absl::string_view run_id, uint64_t iteration) = 0;
+
+  // Where the journal of a run that has been put may lie; it goes with the run.
+  virtual std::string JournalPath(absl::string_view run_id) const = 0;
 };
 
 }  // namespace hfopt::server

@@ -446,6 +446,139 @@ TEST_F(WorkerPoolTest, ADrainingWorkerGetsNoNewRequests) {
   EXPECT_THAT(a->AwaitRequests(1), SizeIs(1));
 }
 
+// --- Workers that are late.
+
+TEST_F(WorkerPoolTest, WhatAWorkerIsLateWithAnIdleOneComputesToo) {
+  pool_.SetShards(2);
+  const auto a = Join(HelloOf("a")), b = Join(HelloOf("b")), c = Join(HelloOf("c"));
+  auto result = EvaluateAsync(2);
+  const auto of_a = a->AwaitRequests(1)[0], of_b = b->AwaitRequests(1)[0];
+  Advance(absl::Seconds(1));
+  Answer(*a, of_a, 1);
+  Advance(absl::Seconds(1.9));
+  EXPECT_THAT(c->sent(), SizeIs(1)) << "a welcome; 2.9 times what a took is not late";
+  Advance(absl::Seconds(0.2));
+  const auto of_c = c->AwaitRequests(1)[0];
+  EXPECT_EQ(of_c.id(), of_b.id());
+  EXPECT_EQ(c->sent()[1].vector, "theta");
+  Answer(*c, of_c, 7);
+  EXPECT_THAT(Losses(result.get()), ElementsAre(1, 7));
+  EXPECT_EQ(b->Count([&](const auto& s) { return s.message.has_cancel() && s.message.cancel().request_id() == of_b.id(); }), 1);
+  EXPECT_EQ(pool_.accounting().hedged, 1);
+  EXPECT_EQ(pool_.accounting().reissued, 0);
+  Answer(*b, of_b, 100);  // too late
+
+  // The shard is c's from now on.
+  auto next = EvaluateAsync(2);
+  Answer(*a, a->AwaitRequests(2)[1], 2);
+  Answer(*c, c->AwaitRequests(2)[1], 3);
+  EXPECT_THAT(Losses(next.get()), ElementsAre(2, 3));
+}
+
+TEST_F(WorkerPoolTest, ALateAnswerThatComesFirstCounts) {
+  pool_.SetShards(2);
+  const auto a = Join(HelloOf("a")), b = Join(HelloOf("b")), c = Join(HelloOf("c"));
+  auto result = EvaluateAsync(2);
+  const auto of_a = a->AwaitRequests(1)[0], of_b = b->AwaitRequests(1)[0];
+  Advance(absl::Seconds(1));
+  Answer(*a, of_a, 1);
+  Advance(absl::Seconds(3));
+  const auto of_c = c->AwaitRequests(1)[0];
+  Answer(*b, of_b, 2);
+  EXPECT_THAT(Losses(result.get()), ElementsAre(1, 2));
+  EXPECT_EQ(c->Count([&](const auto& s) { return s.message.has_cancel(); }), 1);
+  Answer(*c, of_c, 100);
+  auto next = EvaluateAsync(2);
+  Answer(*a, a->AwaitRequests(2)[1], 3);
+  Answer(*b, b->AwaitRequests(2)[1], 4);
+  EXPECT_THAT(Losses(next.get()), ElementsAre(3, 4));
+}
+
+TEST_F(WorkerPoolTest, ASecondWorkerThatFailsOrGoesLeavesTheFirst) {
+  pool_.SetShards(2);
+  const auto a = Join(HelloOf("a")), b = Join(HelloOf("b")), c = Join(HelloOf("c")), d = Join(HelloOf("d"));
+  auto result = EvaluateAsync(2);
+  const auto of_a = a->AwaitRequests(1)[0], of_b = b->AwaitRequests(1)[0];
+  Advance(absl::Seconds(1));
+  Answer(*a, of_a, 1);
+  Advance(absl::Seconds(3));
+  v1::Answer failure;
+  failure.set_request_id(c->AwaitRequests(1)[0].id());
+  failure.mutable_failure()->set_code(8);
+  EXPECT_TRUE(pool_.OnAnswer(c.get(), failure, {}).ok());
+  d->AwaitRequests(1);  // asked in its place
+  pool_.OnDrain(d.get());
+  pool_.OnDisconnected(d.get());
+  Answer(*b, of_b, 2);
+  EXPECT_THAT(Losses(result.get()), ElementsAre(1, 2));
+}
+
+TEST_F(WorkerPoolTest, WhenTheLateWorkerIsLostTheSecondGoesOn) {
+  pool_.SetShards(2);
+  const auto a = Join(HelloOf("a")), b = Join(HelloOf("b")), c = Join(HelloOf("c"));
+  auto result = EvaluateAsync(2);
+  const auto of_a = a->AwaitRequests(1)[0];
+  Advance(absl::Seconds(1));
+  Answer(*a, of_a, 1);
+  Advance(absl::Seconds(3));
+  const auto of_c = c->AwaitRequests(1)[0];
+  a->Hear();
+  c->Hear();
+  Advance(kLease - absl::Seconds(1));  // b's has ended
+  Answer(*c, of_c, 2);
+  EXPECT_THAT(Losses(result.get()), ElementsAre(1, 2));
+  EXPECT_TRUE(b->closed().has_value());
+  EXPECT_EQ(pool_.accounting().reissued, 0);
+}
+
+TEST_F(WorkerPoolTest, NobodyIsAskedWhoIsBusyOrHasNotTheData) {
+  pool_.SetShards(3);
+  const auto a = Join(HelloOf("a", 1, {0})), b = Join(HelloOf("b", 1, {1})), c = Join(HelloOf("c", 1, {2}));
+  auto result = EvaluateAsync(3);
+  const auto of_a = a->AwaitRequests(1)[0], of_b = b->AwaitRequests(1)[0], of_c = c->AwaitRequests(1)[0];
+  Advance(absl::Seconds(1));
+  Answer(*a, of_a, 1);
+  Answer(*b, of_b, 2);
+  Advance(absl::Seconds(5));
+  Answer(*c, of_c, 3);
+  EXPECT_THAT(Losses(result.get()), ElementsAre(1, 2, 3));
+  EXPECT_EQ(pool_.accounting().hedged, 0);
+}
+
+TEST_F(WorkerPoolTest, RebalancingGoesByHowFastWorkersAre) {
+  pool_.SetShards(2);
+  const auto a = Join(HelloOf("a")), b = Join(HelloOf("b"));
+  int evaluations = 0;
+  // One shard each; b takes so much longer.
+  const auto evaluate = [&](absl::Duration longer) {
+    auto result = EvaluateAsync(2);
+    ++evaluations;
+    const auto of_a = a->AwaitRequests(evaluations).back(), of_b = b->AwaitRequests(evaluations).back();
+    Advance(absl::Milliseconds(100));
+    Answer(*a, of_a, 1);
+    Advance(longer);
+    Answer(*b, of_b, 1);
+    EXPECT_TRUE(result.get().ok());
+    a->Hear();
+    b->Hear();
+    pool_.Rebalance();
+    return pool_.workers()[1].shards_size();
+  };
+  EXPECT_EQ(evaluate(absl::ZeroDuration()), 1);
+  EXPECT_EQ(evaluate(absl::Milliseconds(40)), 1) << "may be chance";
+  EXPECT_EQ(evaluate(absl::Milliseconds(190)), 1) << "2.9 times, once";
+  EXPECT_EQ(evaluate(absl::Milliseconds(1900)), 0) << "two shards at a are done before one at b";
+  EXPECT_EQ(pool_.workers()[0].shards_size(), 2);
+  // It is tried again in the end.
+  int rebalanced = 0;
+  while (pool_.workers()[1].shards_size() == 0 && rebalanced < 1000) {
+    pool_.Rebalance();
+    ++rebalanced;
+  }
+  EXPECT_GT(rebalanced, 20);
+  EXPECT_LT(rebalanced, 200);
+}
+
 TEST_F(WorkerPoolTest, SpreadsShardsOverNewWorkersWhenRebalanced) {
   pool_.SetShards(4);
   const auto a = Join(HelloOf("a"));

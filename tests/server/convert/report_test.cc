@@ -94,7 +94,7 @@ TEST(ReportConversion, EveryFieldOfCoreArrives) {
   EXPECT_EQ(message.metrics().at("frame_error"), 0.5);
   EXPECT_EQ(message.cg_stop(), v1::CG_STOP_NOISE);
   EXPECT_EQ(message.cost().gradients(), 18);
-  const std::set<std::string> by_server = {"seconds", "end_time", "reissued"};
+  const std::set<std::string> by_server = {"seconds", "end_time", "reissued", "hedged"};
   for (int i = 0; i < message.GetDescriptor()->field_count(); ++i) {
     const auto* field = message.GetDescriptor()->field(i);
     if (field->is_repeated()) continue;  // metrics
