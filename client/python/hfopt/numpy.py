@@ -37,16 +37,16 @@ class FunctionModel:
         if squares:
             raise ValueError("functions on flat arrays have no second moment; set preconditioner.diagonal to none")
         which = self._which(held_out, indices)
-        return float(self._loss(theta, *which)), len(indices), self._own(self._grad(theta, *which), "grad"), None
+        return float(self._loss(theta, *which)), len(indices), self._own(self._grad(theta, *which), "grad", theta), None
 
     def linearize(self, theta: Array, held_out: bool, indices: Array) -> Products:
         which = self._which(held_out, indices)
         if self._linearize is not None:
             products = self._linearize(theta, *which)
-            return lambda v: self._own(products(v), "linearize(...)")
+            return lambda v: self._own(products(v), "linearize(...)", theta)
         gnvp = self._gnvp
         assert gnvp is not None
-        return lambda v: self._own(gnvp(theta, v, *which), "gnvp")
+        return lambda v: self._own(gnvp(theta, v, *which), "gnvp", theta)
 
     def initial_parameters(self, seed: int, dtype: Any) -> Array:
         return self._x0.astype(dtype)
@@ -54,9 +54,9 @@ class FunctionModel:
     def _which(self, held_out: bool, indices: Array) -> Tuple[Any, ...]:
         return (held_out, indices) if self._per_example else ()
 
-    def _own(self, vector: Any, what: str) -> Array:
-        """A copy, as functions may use their buffers again."""
-        result = np.array(vector)
+    def _own(self, vector: Any, what: str, theta: Array) -> Array:
+        """A copy, in theta's element type, as functions may use their buffers again."""
+        result = np.array(vector, dtype=theta.dtype)
         if result.shape != (self.num_parameters,):
             raise ValueError(f"{what} answered the shape {result.shape}; x0 has {(self.num_parameters,)}")
         return result
@@ -113,7 +113,7 @@ class LeastSquaresResult(Result):
 
 
 def least_squares(fun: Callable[..., Any], x0: Any, jac: Any = None, *, args: Tuple[Any, ...] = (), kwargs: Optional[Mapping[str, Any]] = None,
-                  gtol: float = 1e-8, max_iterations: Optional[int] = 200, target_cost: Optional[float] = None,
+                  gtol: float = 1e-8, ftol: float = 1e-15, max_iterations: Optional[int] = 200, target_cost: Optional[float] = None,
                   max_seconds: Optional[float] = None, dtype: Any = "float64", preset: str = "deterministic",
                   options: Optional[Mapping[str, Any]] = None, callbacks: Sequence[Callback] = (), progress: bool = False, **where: Any
                   ) -> LeastSquaresResult:
@@ -126,7 +126,10 @@ def least_squares(fun: Callable[..., Any], x0: Any, jac: Any = None, *, args: Tu
                a pair (jvp, vjp): jvp(x, v, ...) -> J v, m numbers, and vjp(x, u, ...) -> J'u, n numbers;
                "2-point": dense, by forward differences with n more calls of fun. For small problems and only at half the digits: asked
                for by name, never by default.
-    gtol     ends when |J'fun| <= gtol; target_cost, max_iterations, max_seconds end it too
+    gtol     ends when |J'fun| <= gtol
+    ftol     ends when the cost fell by less than ftol, relative to itself, in five iterations in a row. The default means that rounding lets
+             it fall no more: where the problem is ill-conditioned, the last digits of the cost are many digits of x
+    target_cost, max_iterations, max_seconds end it too
     where    `directory`, `resume`, `server`, `run`, `worker_id`, `shards` (1) as in `fit`
 
     There are no bounds and no robust losses: for those use SciPy. Raises ValueError for residuals or a Jacobian of a wrong shape.
@@ -135,7 +138,7 @@ def least_squares(fun: Callable[..., Any], x0: Any, jac: Any = None, *, args: Tu
     problem = _Residuals(fun, jac, args, dict(kwargs or {}), len(np.atleast_1d(start)))
     model = as_model(problem.loss, problem.grad, linearize=problem.linearize, x0=start, element_types=("float64", "float32"),
                      signature=f"least squares of {problem.count(start)} residuals")
-    ends = {"stop.gradient_tolerance": gtol, **(options or {})}
+    ends = {"stop.gradient_tolerance": gtol, "stop.patience": 5 if ftol > 0 else 0, "stop.min_improvement": ftol, **(options or {})}
     result = fit(model, preset=preset, options=ends, dtype=dtype, max_iterations=max_iterations, target_loss=target_cost,
                  max_seconds=max_seconds, callbacks=callbacks, progress=progress, **where)
     residuals = problem.residuals(result.parameters)

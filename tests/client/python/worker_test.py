@@ -238,13 +238,36 @@ class WorkerTest(unittest.TestCase):
             hello = next(messages).hello
             self.assertEqual((list(hello.held_vectors), list(hello.pending_requests)), ([b"theta"], [7]))
             yield welcome()
-            yield request(7, losses=evaluation_pb2.LossesRequest(points=[evaluation_pb2.Point(base=b"theta")]))  # known: ignored
             broken.set()
             self.assertEqual(read_answer(messages)[0].request_id, 7)
             yield SessionResponse(finished=Finished(reason="CONVERGED"))
 
         self.serve(first, second)
         self.assertEqual(len(computed), 1)
+
+    def test_ignores_the_second_copy_of_a_request(self):
+        loss, computed = self.model.loss, []
+
+        def wait_for_v(*arguments):
+            computed.append(1)
+            while b"v" not in self.worker._resident:
+                pass
+            return loss(*arguments)
+
+        self.model.loss = wait_for_v
+
+        def script(messages):
+            next(messages)
+            yield welcome()
+            yield from vector(b"theta", self.theta)
+            for id in 7, 7, 8, 7:
+                yield request(id, losses=evaluation_pb2.LossesRequest(points=[evaluation_pb2.Point(base=b"theta")]))
+            yield from vector(b"v", self.v)
+            self.assertEqual([read_answer(messages)[0].request_id for _ in range(2)], [7, 8])
+            yield SessionResponse(finished=Finished(reason="CONVERGED"))
+
+        self.serve(script)
+        self.assertEqual(len(computed), 2)
 
     def test_dials_again_when_the_server_breaks_the_protocol(self):
         offences = {
