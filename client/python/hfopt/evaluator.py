@@ -181,10 +181,10 @@ class Evaluator:
         return bool(window.data_set == evaluation_pb2.DATA_SET_HELD_OUT)
 
     def _vector(self, vector: Any, what: str, dtype: np.dtype[Any]) -> Array:
-        vector = np.ascontiguousarray(vector, dtype)
-        if vector.shape != (self.model.num_parameters,):
-            raise ValueError(f"the model's {what} has the shape {vector.shape}; it must be ({self.model.num_parameters},)")
-        return vector
+        array: Array = np.ascontiguousarray(vector, dtype)
+        if array.shape != (self.model.num_parameters,):
+            raise ValueError(f"the model's {what} has the shape {array.shape}; it must be ({self.model.num_parameters},)")
+        return array
 
     def _attach(self, vector: Array, result: Evaluated) -> int:
         result.vectors.append((self._next_transfer, vector))

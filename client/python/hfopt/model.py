@@ -1,14 +1,13 @@
 """What a user implements to have a model trained."""
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Optional, Protocol, Tuple, runtime_checkable
+from typing import Any, Callable, Dict, Optional, Protocol, Tuple
 
 import numpy as np
 
 Array = np.ndarray[Any, Any]
 
 
-@runtime_checkable
 class Model(Protocol):
     """Losses, gradients and Gauss-Newton products of a model, each a *sum* over the examples asked for, never a mean.
 
@@ -51,6 +50,10 @@ class Model(Protocol):
 
     def initial_parameters(self, seed: int, dtype: Any) -> Array:
         """Starting values, a pure function of the seed, in float32 or float64 as `dtype` says."""
+
+
+def is_model(thing: Any) -> bool:
+    return all(hasattr(thing, name) for name in ("num_parameters", "num_examples", "signature", "loss", "gradient", "linearize"))
 
 
 def element_types(model: Model) -> Tuple[str, ...]:

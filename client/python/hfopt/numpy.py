@@ -195,7 +195,7 @@ class _Residuals:
             jvp, vjp = self._jac
             return (lambda v: self._checked(jvp(x, v, *self._args, **self._kwargs), self._m, "jvp"),
                     lambda u: self._checked(vjp(x, u, *self._args, **self._kwargs), self._n, "vjp"))
-        J = self._forward_differences(x) if isinstance(self._jac, str) else self._jac(x, *self._args, **self._kwargs)
+        J: Any = self._forward_differences(x) if isinstance(self._jac, str) else self._jac(x, *self._args, **self._kwargs)
         if not hasattr(J, "shape"):
             J = np.asarray(J)
         if tuple(J.shape) != (self.count(x), self._n):
@@ -219,7 +219,7 @@ class _Residuals:
 
     @staticmethod
     def _checked(vector: Any, size: Optional[int], what: str) -> Array:
-        vector = np.asarray(vector)
-        if vector.shape != (size,):
-            raise ValueError(f"{what} answered the shape {vector.shape}; it must be ({size},)")
-        return vector
+        array: Array = np.asarray(vector)
+        if array.shape != (size,):
+            raise ValueError(f"{what} answered the shape {array.shape}; it must be ({size},)")
+        return array

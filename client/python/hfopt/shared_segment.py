@@ -46,8 +46,8 @@ class SharedSegment:
         # Whatever else may have that number, a pipe or a device: not to wait, and nothing but sealed memory of this size and token.
         fd = os.open(path, (os.O_RDWR if writes else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         try:
-            seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)  # type: ignore[attr-defined]
-            if (not seals & fcntl.F_SEAL_SHRINK or os.fstat(fd).st_size != size  # type: ignore[attr-defined]
+            seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+            if (not seals & fcntl.F_SEAL_SHRINK or os.fstat(fd).st_size != size
                     or os.pread(fd, _TOKEN_BYTES, 0) != description.token):
                 raise ValueError(f"{path} is not the memory that was described")
             prot = mmap.PROT_READ | mmap.PROT_WRITE if writes else mmap.PROT_READ

@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import html
+import importlib
 import os
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -15,7 +17,7 @@ import numpy as np
 
 from .errors import Error, Interrupted
 from .local_server import LocalServer
-from .model import Array, Model, element_types, has_initial_parameters
+from .model import Array, Model, element_types, has_initial_parameters, is_model
 from .options import run_options, short_name
 from .parameter_file import save_parameters
 from .progress import Progress, make_progress, table
@@ -145,19 +147,20 @@ def serve(model: Model, run: str, server: str = "localhost:7447", worker_id: Opt
 
 
 def _as_model(model: Any, loss: Any, train_data: Any, heldout_data: Any, options: Dict[str, Any]) -> Model:
-    if all(hasattr(model, name) for name in ("num_parameters", "num_examples", "signature", "loss", "gradient", "linearize")):
+    if is_model(model):
         given = [name for name, value in (("loss", loss), ("train_data", train_data), ("heldout_data", heldout_data)) if value is not None]
         if given + list(options):
             raise TypeError(f"fit: {', '.join(given + list(options))} cannot be given with a model that has its own loss and data")
-        return model
-    import sys
-    torch = sys.modules.get("torch")
+        own: Model = model
+        return own
+    torch, adapter = sys.modules.get("torch"), None
     if torch is not None and isinstance(model, torch.nn.Module):
-        from . import torch as torch_adapter
-        return torch_adapter.as_model(model, loss, train_data, heldout_data, **options)
-    if callable(model) and "jax" in sys.modules:
-        from . import jax as jax_adapter
-        return jax_adapter.as_model(model, loss, train_data, heldout_data, **options)
+        adapter = importlib.import_module("hfopt.torch")
+    elif callable(model) and "jax" in sys.modules:
+        adapter = importlib.import_module("hfopt.jax")
+    if adapter is not None:
+        made: Model = adapter.as_model(model, loss, train_data, heldout_data, **options)
+        return made
     raise TypeError(f"fit: {type(model).__name__} is neither an hfopt.Model nor a torch.nn.Module nor, with JAX imported, a function. "
                     "For functions of NumPy arrays see hfopt.numpy.as_model and hfopt.least_squares")
 

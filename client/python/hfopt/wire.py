@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from bisect import bisect
-from typing import Any, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import grpc
 import numpy as np
@@ -12,7 +12,7 @@ from .v1 import vector_pb2
 
 CHUNK_BYTES = 1 << 20
 
-DTYPES = {vector_pb2.ELEMENT_TYPE_FLOAT32: np.dtype("<f4"), vector_pb2.ELEMENT_TYPE_FLOAT64: np.dtype("<f8")}
+DTYPES: Dict[int, np.dtype[Any]] = {vector_pb2.ELEMENT_TYPE_FLOAT32: np.dtype("<f4"), vector_pb2.ELEMENT_TYPE_FLOAT64: np.dtype("<f8")}
 ELEMENT_TYPES = {dtype.name: element_type for element_type, dtype in DTYPES.items()}
 
 
@@ -122,7 +122,7 @@ class VectorAssembler:
         return self._missing == 0
 
 
-def chunks_of(vector: Array) -> Any:
+def chunks_of(vector: Array) -> Iterator[Tuple[int, memoryview]]:
     """Pairs of offset and bytes, which look at the vector's own memory."""
     data = memoryview(vector).cast("B") if vector.size else memoryview(b"")
     for offset in range(0, len(data), CHUNK_BYTES):

@@ -45,7 +45,7 @@ class _Session:
     def __init__(self, hello: service_pb2.Hello):
         self.hello = hello
         self.welcomed = self.finished = self.over = False
-        self.dtype = np.dtype("<f8")
+        self.dtype: np.dtype[Any] = np.dtype("<f8")
         self.renewal_interval = 1.0
         self.transfers: Dict[int, Tuple[bytes, VectorAssembler]] = {}
         self.from_server: Optional[SharedSegment] = None
