@@ -45,6 +45,9 @@ class DigitsModel:
             layers.append((np.array([bound * (2 * generator.uniform() - 1) for _ in range(i * o)]), np.zeros(o)))
         return self._join(layers).astype(dtype)
 
+    def weight(self, held_out, indices):
+        return len(indices)
+
     def loss(self, theta, held_out, indices):
         """Loss sum, weight, named sums."""
         _, _, p, labels, loss = self._forward(theta, held_out, indices)

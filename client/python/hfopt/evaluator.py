@@ -15,6 +15,8 @@ from .v1 import evaluation_pb2
 
 Vectors = Dict[bytes, Array]  # by name
 
+_MOST_WEIGHTS = 1024
+
 
 @dataclass
 class Evaluation:
@@ -50,6 +52,11 @@ def vector_names(request: evaluation_pb2.EvaluationRequest) -> List[bytes]:
     return names
 
 
+def _key(message: Any) -> bytes:
+    key: bytes = message.SerializeToString(deterministic=True)
+    return key
+
+
 class Evaluator:
     """To be used from one thread, whose calls it passes on to the model."""
 
@@ -58,6 +65,7 @@ class Evaluator:
         self.last_error: Optional[BaseException] = None  # that a model answered with
         self._max_linearizations = max_linearizations
         self._linearizations: OrderedDict[Tuple[bytes, bytes], _Linearization] = OrderedDict()  # by point and slice; newest last
+        self._weights: Dict[bytes, float] = {}  # of slices that were asked for
         self._next_transfer = 1
 
     def forget(self, resident: Vectors) -> None:
@@ -99,6 +107,7 @@ class Evaluator:
                                  "examples alone")
             answer.loss_sums.append(float(loss))
             answer.weight = float(weight)
+            self._remember_weight(evaluation.request.slice, answer.weight)
             for name, value in metrics.items():
                 sums.setdefault(name, [0.0] * len(points))[i] = float(value)
         for name, values in sorted(sums.items()):
@@ -128,6 +137,7 @@ class Evaluator:
                 moment = squares if moment is None else moment + squares
             if asked.sub_batches:
                 answer.sub_batches.add(squared_norm=float(np.square(gradient, dtype=np.float64).sum()), weight=float(weight))
+        self._remember_weight(evaluation.request.slice, answer.weight)
         zero = np.zeros(self.model.num_parameters, dtype)
         answer.gradient_transfer = self._attach(zero if total is None else total, result)
         if asked.second_moment:
@@ -147,20 +157,31 @@ class Evaluator:
 
     def _linearization(self, evaluation: Evaluation, dtype: np.dtype[Any]) -> _Linearization:
         point, window = evaluation.request.product.point, evaluation.request.slice
-        key = point.SerializeToString(deterministic=True), window.SerializeToString(deterministic=True)
+        key = _key(point), _key(window)
         kept = self._linearizations.get(key)
         if kept is None:
             # Make room first: the activations of two linearizations may not fit into memory.
             if len(self._linearizations) >= self._max_linearizations:
                 self._linearizations.popitem(last=False)
             held_out, indices = self._examples(window)
-            product = self.model.linearize(self._point(point, evaluation.vectors, dtype), held_out, indices)
+            theta = self._point(point, evaluation.vectors, dtype)
+            product = self.model.linearize(theta, held_out, indices)
+            weight = weight_of(self.model, product, held_out, indices)
+            if weight is None:
+                weight = self._weights.get(_key(window))
+            if weight is None:
+                weight = float(self.model.loss(theta, held_out, indices)[1])
+                self._remember_weight(window, weight)
             names = [point.base, *(term.vector for term in point.terms)]
-            kept = _Linearization({name: evaluation.vectors[name] for name in names},
-                                  weight_of(self.model, product, held_out, indices), product)
+            kept = _Linearization({name: evaluation.vectors[name] for name in names}, weight, product)
             self._linearizations[key] = kept
         self._linearizations.move_to_end(key)
         return kept
+
+    def _remember_weight(self, window: evaluation_pb2.Slice, weight: float) -> None:
+        if len(self._weights) >= _MOST_WEIGHTS:
+            self._weights.clear()
+        self._weights[_key(window)] = weight
 
     def _point(self, point: evaluation_pb2.Point, vectors: Vectors, dtype: np.dtype[Any]) -> Array:
         """base + sum of coefficient * vector, term by term in the element type, without fused multiply-add."""

@@ -28,7 +28,7 @@ class Model(Protocol):
       has_second_moment: bool       False where `gradient` cannot answer squares (default True)
       has_initial_parameters: bool  False where there is no initial_parameters (default: whether the method is there)
       element_types                 those it can compute in, of "float32" and "float64" (default: both)
-      weight(held_out, indices)     the weight of these examples (default: their number)
+      weight(held_out, indices)     the weight of these examples, where it is quicker to tell than by `loss`
     `hfopt.check` compares all of these with one another before a run relies on them.
     """
 
@@ -46,7 +46,7 @@ class Model(Protocol):
     def linearize(self, theta: Array, held_out: bool, indices: Array) -> Callable[[Array], Array]:
         """The function v -> sum of J'HJ v at theta, J the Jacobian of the outputs and H the positive semidefinite Hessian of the loss
         with respect to them. It is called many times: keep what depends on theta alone (activations, factors). It may have an
-        attribute `weight`; the default is the weight of the examples."""
+        attribute `weight`, that of the examples."""
 
     def initial_parameters(self, seed: int, dtype: Any) -> Array:
         """Starting values, a pure function of the seed, in float32 or float64 as `dtype` says."""
@@ -68,9 +68,10 @@ def has_initial_parameters(model: Model) -> bool:
     return bool(getattr(model, "has_initial_parameters", hasattr(model, "initial_parameters")))
 
 
-def weight_of(model: Model, linearization: Callable[[Array], Array], held_out: bool, indices: Array) -> float:
+def weight_of(model: Model, linearization: Callable[[Array], Array], held_out: bool, indices: Array) -> Optional[float]:
+    """The weight of a product; None where only `loss` tells it."""
     own = getattr(linearization, "weight", None)
     if own is not None:
         return float(own)
     weight = getattr(model, "weight", None)
-    return float(len(indices) if weight is None else weight(held_out, indices))
+    return None if weight is None else float(weight(held_out, indices))

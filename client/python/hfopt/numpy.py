@@ -51,6 +51,9 @@ class FunctionModel:
     def initial_parameters(self, seed: int, dtype: Any) -> Array:
         return self._x0.astype(dtype)
 
+    def weight(self, held_out: bool, indices: Array) -> float:
+        return len(indices)
+
     def _which(self, held_out: bool, indices: Array) -> Tuple[Any, ...]:
         return (held_out, indices) if self._per_example else ()
 

@@ -98,8 +98,9 @@ def fit(model: Any, loss: Any = None, train_data: Any = None, heldout_data: Any 
     """Trains a model and returns when the training has ended.
 
     What is trained
-      model         an `hfopt.Model`; or a torch.nn.Module or a JAX function, which `hfopt.torch.as_model` or `hfopt.jax.as_model` makes one
-                    of, with `loss`, `train_data`, `heldout_data` and any further keywords.
+      model         an `hfopt.Model`; or a torch.nn.Module, or a function of JAX with its `params`: `hfopt.torch.as_model` and
+                    `hfopt.jax.as_model` make a model of these, with `loss`, `train_data`, `heldout_data` and any further keywords. A
+                    module has the parameters of the result afterwards.
 
     How
       preset        "accelerated" (growing samples, short solves: learning from much data; the default), "deterministic" (all data, long
@@ -125,7 +126,7 @@ def fit(model: Any, loss: Any = None, train_data: Any = None, heldout_data: Any 
     Ctrl-C stops a training so that it can be gone on with, and raises hfopt.Interrupted, a KeyboardInterrupt that says how. Raises
     hfopt.Error when the run failed or the server cannot be had; ValueError for options.
     """
-    model = _as_model(model, loss, train_data, heldout_data, adapter)
+    module, model = model, _as_model(model, loss, train_data, heldout_data, adapter)
     if dtype is None:
         possible = element_types(model)
         dtype = "float64" if (preset == "deterministic" and "float64" in possible) or "float32" not in possible else "float32"
@@ -133,11 +134,15 @@ def fit(model: Any, loss: Any = None, train_data: Any = None, heldout_data: Any 
                          max_seconds=max_seconds, options=options)
     wanted.num_parameters = model.num_parameters
     training = _Training(model, wanted, initial_parameters, resume, callbacks, make_progress(progress))
-    if server is not None:
-        if directory is not None:
-            raise ValueError(f"server and directory are both given: the runs of {server} lie in its own directory")
-        return training.on_server(server, run or f"fit-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", worker_id)
-    return training.in_directory(None if directory is None else os.fspath(directory))
+    if server is None:
+        result = training.in_directory(None if directory is None else os.fspath(directory))
+    elif directory is None:
+        result = training.on_server(server, run or f"fit-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", worker_id)
+    else:
+        raise ValueError(f"server and directory are both given: the runs of {server} lie in its own directory")
+    if _is_torch_module(module):
+        importlib.import_module("hfopt.torch").load(module, result.parameters)
+    return result
 
 
 def serve(model: Model, run: str, server: str = "localhost:7447", worker_id: Optional[str] = None, **worker_options: Any) -> Finished:
@@ -153,16 +158,17 @@ def _as_model(model: Any, loss: Any, train_data: Any, heldout_data: Any, options
             raise TypeError(f"fit: {', '.join(given + list(options))} cannot be given with a model that has its own loss and data")
         own: Model = model
         return own
-    torch, adapter = sys.modules.get("torch"), None
-    if torch is not None and isinstance(model, torch.nn.Module):
-        adapter = importlib.import_module("hfopt.torch")
-    elif callable(model) and "jax" in sys.modules:
-        adapter = importlib.import_module("hfopt.jax")
-    if adapter is not None:
-        made: Model = adapter.as_model(model, loss, train_data, heldout_data, **options)
+    library = "torch" if _is_torch_module(model) else "jax" if callable(model) and "jax" in sys.modules else None
+    if library:
+        made: Model = importlib.import_module(f"hfopt.{library}").as_model(model, loss=loss, train_data=train_data, heldout_data=heldout_data,
+                                                                           **options)
         return made
     raise TypeError(f"fit: {type(model).__name__} is neither an hfopt.Model nor a torch.nn.Module nor, with JAX imported, a function. "
                     "For functions of NumPy arrays see hfopt.numpy.as_model and hfopt.least_squares")
+
+
+def _is_torch_module(model: Any) -> bool:
+    return "torch" in sys.modules and isinstance(model, sys.modules["torch"].nn.Module)
 
 
 class _Training:

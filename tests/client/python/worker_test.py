@@ -269,6 +269,41 @@ class WorkerTest(unittest.TestCase):
         self.serve(script)
         self.assertEqual(len(computed), 2)
 
+    def test_asks_the_loss_for_a_weight_that_nobody_tells(self):
+        class Frames:
+            """Each example has two frames."""
+            num_parameters, num_examples, signature = self.model.num_parameters, self.model.num_examples, "frames"
+            linearize = self.model.linearize
+            losses = 0
+
+            def loss(this, *arguments):
+                this.losses += 1
+                loss, weight, metrics = self.model.loss(*arguments)
+                return loss, 2 * weight, metrics
+
+            def gradient(this, *arguments):
+                loss, weight, *gradients = self.model.gradient(*arguments)
+                return loss, 2 * weight, *gradients
+
+        self.worker = hfopt.Worker(Frames(), "digits", "py-1")
+
+        def script(messages):
+            self.assertFalse(next(messages).hello.initial_parameters)
+            yield welcome()
+            yield from vector(b"theta", self.theta)
+            yield from vector(b"v", self.v)
+            for id, count in (1, 10), (2, 12), (3, 12):
+                yield request(id, count, product=evaluation_pb2.ProductRequest(point=evaluation_pb2.Point(base=b"theta"), direction=b"v"))
+                self.assertEqual(read_answer(messages)[0].product.weight, 2 * count)
+            yield request(4, 9, gradient=evaluation_pb2.GradientRequest(point=evaluation_pb2.Point(base=b"theta")))
+            self.assertEqual(read_answer(messages)[0].gradient.weight, 18)
+            yield request(5, 9, product=evaluation_pb2.ProductRequest(point=evaluation_pb2.Point(base=b"theta"), direction=b"v"))
+            self.assertEqual(read_answer(messages)[0].product.weight, 18)
+            yield SessionResponse(finished=Finished(reason="CONVERGED"))
+
+        self.serve(script)
+        self.assertEqual(self.worker.model.losses, 2)  # once for each slice of which no gradient was asked
+
     def test_dials_again_when_the_server_breaks_the_protocol(self):
         offences = {
             "no welcome first": [SessionResponse(finished=Finished())],
