@@ -21,7 +21,8 @@ def find_server() -> str:
     named = os.environ.get("HFOPT_SERVER")
     if named:
         if not os.access(named, os.X_OK) or os.path.isdir(named):
-            raise Error(f"HFOPT_SERVER is \"{named}\", which is no program; it must be the path of hfopt-server")
+            raise Error(f"HFOPT_SERVER is \"{named}\", which is no program; here it is the path of hfopt-server. The "
+                        "address of a running server is given as server=\"host:port\"")
         return named
     own = pathlib.Path(__file__).parent / "bin" / "hfopt-server"
     found = str(own) if os.access(own, os.X_OK) else shutil.which("hfopt-server")
