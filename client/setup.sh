@@ -5,7 +5,8 @@ BUILD_PACKAGES=(
   libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc libprotoc-dev
   libabsl-dev libcli11-dev libeigen3-dev libspdlog-dev libsqlite3-dev libssl-dev libxxhash-dev nlohmann-json3-dev zlib1g-dev)
 TEST_PACKAGES=(
-  libbenchmark-dev libgmock-dev libgtest-dev python3 python3-grpcio python3-numpy python3-protobuf)
+  libbenchmark-dev libgmock-dev libgtest-dev
+  python3 python3-grpcio python3-numpy python3-protobuf python3-setuptools python3-wheel)
 
 # install_packages PACKAGE...: those that are missing, from the distribution. Quiet and quick when nothing is.
 install_packages() {

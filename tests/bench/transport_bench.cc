@@ -1,6 +1,9 @@
 // What moving vectors costs: the round trip of a vector through a real session, a direction to a worker and a product back, beside the
 // same bytes through a bare TCP connection. Two processes on loopback, one after the other, in blocks that alternate, so that both see the
 // same machine. CPU is that of both processes. At last, what 64 sessions cost the server when nothing is moved or added.
+//
+// "hfopt_transport_bench against COMMAND..." compares this worker with another, of the Python package for example, which is started as
+// COMMAND... ADDRESS N shared|grpc and has the same model. CPU is that of the worker alone then.
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -143,25 +146,29 @@ double Median(std::vector<double> values) {
 }
 
 struct Cost {
-  double wall = 0, cpu = 0;  // seconds for one round trip
+  double wall = 0, cpu = 0, worker_cpu = 0;  // seconds for one round trip; cpu is that of both processes
 };
+
+std::vector<std::string> OwnCommand(std::vector<std::string> arguments) {
+  arguments.insert(arguments.begin(), "/proc/self/exe");
+  return arguments;
+}
 
 // Another process and the way to it.
 class Peer {
  public:
-  Peer(std::vector<std::string> arguments) : process_([&] {
-    arguments.insert(arguments.begin(), "/proc/self/exe");
-    return arguments;
-  }()) {}
+  explicit Peer(std::vector<std::string> command) : process_(std::move(command)) {}
   virtual ~Peer() = default;
   virtual void RoundTrip() = 0;
 
   Cost Measure(int rounds) {
     RoundTrip();
-    const double wall = Seconds(CLOCK_MONOTONIC), cpu = Seconds(CLOCK_PROCESS_CPUTIME_ID) + CpuOf(process_.pid());
+    const double wall = Seconds(CLOCK_MONOTONIC), own = Seconds(CLOCK_PROCESS_CPUTIME_ID), worker = CpuOf(process_.pid());
     for (int round = 0; round < rounds; ++round) RoundTrip();
-    return {(Seconds(CLOCK_MONOTONIC) - wall) / rounds,
-            (Seconds(CLOCK_PROCESS_CPUTIME_ID) + CpuOf(process_.pid()) - cpu) / rounds};
+    const double worker_cpu = (CpuOf(process_.pid()) - worker) / rounds;
+    return {.wall = (Seconds(CLOCK_MONOTONIC) - wall) / rounds,
+            .cpu = (Seconds(CLOCK_PROCESS_CPUTIME_ID) - own) / rounds + worker_cpu,
+            .worker_cpu = worker_cpu};
   }
   pid_t pid() const { return process_.pid(); }
 
@@ -189,7 +196,7 @@ class Listener {
 class TcpPeer : private Listener, public Peer {
  public:
   explicit TcpPeer(size_t bytes)
-      : Peer({"echo", std::to_string(port()), std::to_string(bytes)}), connection_(Accept()), buffer_(bytes, 1) {
+      : Peer(OwnCommand({"echo", std::to_string(port()), std::to_string(bytes)})), connection_(Accept()), buffer_(bytes, 1) {
     const int on = 1;
     setsockopt(connection_, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
   }
@@ -234,10 +241,14 @@ class Service {
 
 class SessionPeer : private Service, public Peer {
  public:
-  SessionPeer(size_t bytes, bool shared_memory, int workers = 1)
+  SessionPeer(size_t bytes, bool shared_memory, int workers = 1, std::vector<std::string> command = OwnCommand({"work"}))
       : Service(workers),
-        Peer({"work", address(), std::to_string(bytes / sizeof(float)), shared_memory ? "shared" : "grpc",
-              std::to_string(workers)}),
+        Peer([&] {
+          const auto arguments = {address(), std::to_string(bytes / sizeof(float)), std::string(shared_memory ? "shared" : "grpc"),
+                                  std::to_string(workers)};
+          command.insert(command.end(), arguments);
+          return command;
+        }()),
         bytes_(bytes),
         workers_(workers) {
     Check(pool().AwaitWorkers().ok(), "no worker");
@@ -297,6 +308,35 @@ class SessionPeer : private Service, public Peer {
   int round_ = 0;
 };
 
+// CPU of the worker that `command` starts over that of this one, with vectors of 40 MiB.
+int CompareWorkers(const std::vector<std::string>& command) {
+  constexpr int kRounds = 8;
+  constexpr size_t kBytes = size_t{40} << 20;
+  nlohmann::json result = {{"bench", "worker"}, {"blocks", kBlocks}};
+  for (const bool shared_memory : {false, true}) {
+    SessionPeer ours(kBytes, shared_memory), other(kBytes, shared_memory, /*workers=*/1, command);
+    std::vector<double> our_cpu, other_cpu, ratio, our_wall, other_wall;
+    for (int block = 0; block < kBlocks; ++block) {
+      const Cost a = ours.Measure(kRounds), b = other.Measure(kRounds);
+      our_cpu.push_back(1e3 * a.worker_cpu);
+      other_cpu.push_back(1e3 * b.worker_cpu);
+      ratio.push_back(b.worker_cpu / a.worker_cpu);
+      our_wall.push_back(1e3 * a.wall);
+      other_wall.push_back(1e3 * b.wall);
+      std::printf("40 MiB, %s, block %d: CPU of the C++ worker %.2f ms, of the other %.2f ms; round trip %.2f and %.2f ms\n",
+                  shared_memory ? "shared memory" : "gRPC", block + 1, 1e3 * a.worker_cpu, 1e3 * b.worker_cpu, 1e3 * a.wall, 1e3 * b.wall);
+    }
+    const std::string prefix = shared_memory ? "shm_" : "";
+    result[prefix + "cpu_ratio_40mib"] = Median(ratio);
+    result[prefix + "cpp_cpu_ms"] = Median(our_cpu);
+    result[prefix + "other_cpu_ms"] = Median(other_cpu);
+    result[prefix + "cpp_wall_ms"] = Median(our_wall);
+    result[prefix + "other_wall_ms"] = Median(other_wall);
+  }
+  std::printf("%s\n", result.dump().c_str());
+  return 0;
+}
+
 int Main() {
   nlohmann::json result = {{"bench", "transport"}, {"blocks", kBlocks}};
   double extra_memory = 0;
@@ -352,6 +392,7 @@ int main(int argc, char** argv) {
   hfopt::wire::KeepFreedPages();  // as the programs of this repository do
   const std::vector<std::string> arguments(argv + 1, argv + argc);
   if (arguments.empty()) return Main();
+  if (arguments[0] == "against") return CompareWorkers({arguments.begin() + 1, arguments.end()});
   if (arguments[0] == "echo") return Echo(std::stoi(arguments[1]), std::stoul(arguments[2]));
   return Work(arguments[1], std::stol(arguments[2]), arguments[3] == "shared", std::stoi(arguments[4]));
 }

@@ -1,4 +1,4 @@
-// "Any language": a worker of NumPy and generated stubs shares a run with one of the C++ SDK.
+// "Any language": a worker of the Python package shares a run with one of the C++ SDK.
 
 #include <memory>
 #include <string>
@@ -36,7 +36,7 @@ TEST(PythonWorker, SharesARunWithACppWorker) {
   ASSERT_TRUE(client.Create("digits", options).ok());
 
   // Each has one of the two shards once the run begins.
-  ASSERT_EQ(setenv("PYTHONPATH", HFOPT_PYTHON_STUBS, 1), 0);
+  ASSERT_EQ(setenv("PYTHONPATH", HFOPT_PYTHON_PATH, 1), 0);
   Process python({HFOPT_PYTHON, HFOPT_PYTHON_WORKER, "--server", server.address(), "--run", "digits", "--worker-id",
                   "py", "--data", HFOPT_DIGITS_DATA});
   WorkerThread<double> cpp(MakeDigits(), server.address(), "digits", "cpp");

@@ -1,16 +1,18 @@
-"""The Python example's conversation with a scripted server."""
+"""The Python worker's conversation with a scripted server."""
+import contextlib
 import os
 import pathlib
 import tempfile
 import threading
 import unittest
 from concurrent import futures
+from unittest import mock
 
 import grpc
 import numpy as np
 
 import digits
-import worker
+import hfopt
 from hfopt.v1 import evaluation_pb2, evaluation_service_pb2_grpc, vector_pb2
 from hfopt.v1.evaluation_service_pb2 import Cancel, Finished, Release, SessionResponse, Welcome
 
@@ -45,7 +47,8 @@ def welcome(element_type=vector_pb2.ELEMENT_TYPE_FLOAT64, lease=60):
 
 def vector(name, values, chunk=4096):
     data = values.tobytes()
-    yield SessionResponse(vector_header=vector_pb2.VectorHeader(transfer=5, name=name, size=len(values)))
+    yield SessionResponse(vector_header=vector_pb2.VectorHeader(
+        transfer=5, name=name, size=len(values), element_type=vector_pb2.ELEMENT_TYPE_FLOAT64))
     for offset in range(0, len(data), chunk):
         yield SessionResponse(vector_chunk=vector_pb2.VectorChunk(transfer=5, offset=offset, data=data[offset:offset + chunk]))
 
@@ -67,6 +70,10 @@ def read_answer(messages):
             return message.answer, {t: np.frombuffer(b, "<f8") for t, b in vectors.items()}
 
 
+def chunk_at(offset, size):
+    return SessionResponse(vector_chunk=vector_pb2.VectorChunk(transfer=5, offset=offset, data=bytes(size)))
+
+
 POINT = evaluation_pb2.Point(base=b"theta", terms=[evaluation_pb2.Term(coefficient=-0.5, vector=b"v")])
 INDICES = np.r_[700 + 690:1400, 700:710]  # the window wraps round in its shard
 
@@ -77,7 +84,7 @@ class WorkerTest(unittest.TestCase):
         self.theta = self.model.initial_parameters(1, np.float64)
         self.v = np.random.default_rng(1).standard_normal(len(self.theta))
         self.x = self.theta + -0.5 * self.v
-        self.worker = worker.Worker(self.model, "digits", "py-1")
+        self.worker = hfopt.Worker(self.model, "digits", "py-1")
 
     def serve(self, *scripts):
         server, service = grpc.server(futures.ThreadPoolExecutor(4)), Server(*scripts)
@@ -86,8 +93,7 @@ class WorkerTest(unittest.TestCase):
             server.add_insecure_port(f"unix:{folder}/socket")
             server.start()
             try:
-                with grpc.insecure_channel(f"unix:{folder}/socket") as channel:
-                    return self.worker.run(channel)
+                return self.worker.run(f"unix:{folder}/socket")
             finally:
                 server.stop(None).wait()
                 if service.error:
@@ -123,17 +129,17 @@ class WorkerTest(unittest.TestCase):
                 answer, vectors = read_answer(messages)
                 np.testing.assert_array_equal(vectors[answer.product.product_transfer],
                                               self.model.linearize(self.x, False, INDICES)(self.v))
-            self.assertEqual(len(self.worker.linearizations), 1)
+            self.assertEqual(len(self.worker._evaluator._linearizations), 1)
 
             yield SessionResponse(release=Release(vectors=[b"v"]))
             yield request(5, initial_parameters=evaluation_pb2.InitialParametersRequest(seed=1))
             answer, vectors = read_answer(messages)
             np.testing.assert_array_equal(vectors[answer.initial_parameters.parameters_transfer], self.theta)
-            self.assertEqual((len(self.worker.linearizations), set(self.worker.vectors)), (0, {b"theta"}))
+            self.assertEqual((len(self.worker._evaluator._linearizations), set(self.worker._resident)), (0, {b"theta"}))
             yield SessionResponse(cancel=Cancel(request_id=5))
             yield SessionResponse(finished=Finished(reason="CONVERGED", detail="at once"))
 
-        self.assertEqual(self.serve(script), "CONVERGED at once")
+        self.assertEqual(self.serve(script), hfopt.Finished("CONVERGED", "at once"))
 
     def test_answers_what_it_cannot_compute_with_a_failure(self):
         def script(messages):
@@ -142,7 +148,8 @@ class WorkerTest(unittest.TestCase):
             yield from vector(b"theta", self.theta)
             yield request(1, count=701, losses=evaluation_pb2.LossesRequest(points=[evaluation_pb2.Point(base=b"theta")]))
             answer, _ = read_answer(messages)
-            self.assertIn("window of 701 from 690 does not fit into a shard of 700", answer.failure.message)
+            self.assertIn("losses on training shard 1 of 2: ValueError: slice: window of 701 from 690 does not fit into shard 1 of 2, "
+                          "which has 700 of the 1400 examples", answer.failure.message)
             self.assertEqual(answer.failure.code, grpc.StatusCode.INTERNAL.value[0])
             yield SessionResponse(finished=Finished(reason="CANCELLED"))
 
@@ -195,7 +202,7 @@ class WorkerTest(unittest.TestCase):
             self.assertEqual(next(messages).answer.request_id, 1)
             self.assertIsNone(next(messages, None))
 
-        self.assertEqual(self.serve(script), "left as asked")
+        self.assertEqual(self.serve(script).reason, "DRAINED")
 
     def test_ends_when_it_is_refused(self):
         def script(messages):
@@ -203,8 +210,148 @@ class WorkerTest(unittest.TestCase):
             raise Abort(grpc.StatusCode.INVALID_ARGUMENT, "num_parameters: 2410, but the run has 4")
             yield
 
-        with self.assertRaisesRegex(SystemExit, "refused: num_parameters: 2410, but the run has 4"):
+        with self.assertRaisesRegex(hfopt.Error, "run digits at unix:.*: num_parameters: 2410, but the run has 4") as refusal:
             self.serve(script)
+        self.assertEqual(refusal.exception.code, "INVALID_ARGUMENT")
+
+    def test_sends_an_answer_again_that_a_broken_stream_cut_off_and_computes_it_once(self):
+        broken, computed = threading.Event(), []
+        loss = self.model.loss
+
+        def slow(*arguments):
+            computed.append(1)
+            self.assertTrue(broken.wait(60))
+            return loss(*arguments)
+
+        self.model.loss = slow
+
+        def first(messages):
+            next(messages)
+            yield welcome(lease=0.03)
+            yield from vector(b"theta", self.theta)
+            yield request(7, losses=evaluation_pb2.LossesRequest(points=[evaluation_pb2.Point(base=b"theta")]))
+            while not computed:  # it has the request once it renews its lease
+                next(messages)
+            raise Abort(grpc.StatusCode.UNAVAILABLE, "the link broke")
+
+        def second(messages):
+            hello = next(messages).hello
+            self.assertEqual((list(hello.held_vectors), list(hello.pending_requests)), ([b"theta"], [7]))
+            yield welcome()
+            broken.set()
+            self.assertEqual(read_answer(messages)[0].request_id, 7)
+            yield SessionResponse(finished=Finished(reason="CONVERGED"))
+
+        self.serve(first, second)
+        self.assertEqual(len(computed), 1)
+
+    def test_ignores_the_second_copy_of_a_request(self):
+        loss, computed = self.model.loss, []
+
+        def wait_for_v(*arguments):
+            computed.append(1)
+            while b"v" not in self.worker._resident:
+                pass
+            return loss(*arguments)
+
+        self.model.loss = wait_for_v
+
+        def script(messages):
+            next(messages)
+            yield welcome()
+            yield from vector(b"theta", self.theta)
+            for id in 7, 7, 8, 7:
+                yield request(id, losses=evaluation_pb2.LossesRequest(points=[evaluation_pb2.Point(base=b"theta")]))
+            yield from vector(b"v", self.v)
+            self.assertEqual([read_answer(messages)[0].request_id for _ in range(2)], [7, 8])
+            yield SessionResponse(finished=Finished(reason="CONVERGED"))
+
+        self.serve(script)
+        self.assertEqual(len(computed), 2)
+
+    def test_asks_the_loss_for_a_weight_that_nobody_tells(self):
+        class Frames:
+            """Each example has two frames."""
+            num_parameters, num_examples, signature = self.model.num_parameters, self.model.num_examples, "frames"
+            linearize = self.model.linearize
+            losses = 0
+
+            def loss(this, *arguments):
+                this.losses += 1
+                loss, weight, metrics = self.model.loss(*arguments)
+                return loss, 2 * weight, metrics
+
+            def gradient(this, *arguments):
+                loss, weight, *gradients = self.model.gradient(*arguments)
+                return loss, 2 * weight, *gradients
+
+        self.worker = hfopt.Worker(Frames(), "digits", "py-1")
+
+        def script(messages):
+            self.assertFalse(next(messages).hello.initial_parameters)
+            yield welcome()
+            yield from vector(b"theta", self.theta)
+            yield from vector(b"v", self.v)
+            for id, count in (1, 10), (2, 12), (3, 12):
+                yield request(id, count, product=evaluation_pb2.ProductRequest(point=evaluation_pb2.Point(base=b"theta"), direction=b"v"))
+                self.assertEqual(read_answer(messages)[0].product.weight, 2 * count)
+            yield request(4, 9, gradient=evaluation_pb2.GradientRequest(point=evaluation_pb2.Point(base=b"theta")))
+            self.assertEqual(read_answer(messages)[0].gradient.weight, 18)
+            yield request(5, 9, product=evaluation_pb2.ProductRequest(point=evaluation_pb2.Point(base=b"theta"), direction=b"v"))
+            self.assertEqual(read_answer(messages)[0].product.weight, 18)
+            yield SessionResponse(finished=Finished(reason="CONVERGED"))
+
+        self.serve(script)
+        self.assertEqual(self.worker.model.losses, 2)  # once for each slice of which no gradient was asked
+
+    def test_dials_again_when_the_server_breaks_the_protocol(self):
+        offences = {
+            "no welcome first": [SessionResponse(finished=Finished())],
+            "a chunk beyond the end": [welcome(), *list(vector(b"theta", self.theta))[:1], chunk_at(8 * len(self.theta) - 4, 8)],
+            "an overlap": [welcome(), *list(vector(b"theta", self.theta))[:2], chunk_at(4090, 16)],
+            "an unknown transfer": [welcome(), chunk_at(0, 8)],
+            "another size": [welcome(), *list(vector(b"theta", self.theta[1:]))[:1]],
+            "a vector that is not here": [welcome(), request(1, product=evaluation_pb2.ProductRequest(point=POINT, direction=b"v"))],
+            "a slot without shared memory": [welcome(), SessionResponse(vector_header=vector_pb2.VectorHeader(
+                transfer=1, name=b"v", size=2410, element_type=vector_pb2.ELEMENT_TYPE_FLOAT64, slot=1))]}
+        log = []
+
+        def script(responses):
+            def play(messages):
+                next(messages)
+                yield from responses
+                with contextlib.suppress(grpc.RpcError):  # until it hangs up
+                    for _ in messages:
+                        pass
+            return play
+
+        def last(messages):
+            next(messages)
+            yield welcome()
+            yield SessionResponse(finished=Finished(reason="CONVERGED"))
+
+        self.worker = hfopt.Worker(self.model, "digits", "py-1", log=log.append)
+        with mock.patch("hfopt.worker._LONGEST_PAUSE", 0.1):
+            self.serve(*map(script, offences.values()), last)
+        told = [line for line in log if "broke the protocol" in line]
+        self.assertEqual(len(told), len(offences), told)
+
+    def test_gives_up_after_a_while(self):
+        self.worker = hfopt.Worker(self.model, "digits", "py-1", give_up_after=0.15)
+        with self.assertRaisesRegex(hfopt.Error, "gave up, no lasting session for 0.15 s; the last error: .*"):
+            self.worker.run("unix:/nowhere/at/all")
+
+    def test_says_so_when_it_is_used_after_a_fork(self):
+        def script(messages):
+            next(messages)
+            yield welcome()
+            yield SessionResponse(finished=Finished(reason="CONVERGED"))
+
+        self.serve(script)
+        with mock.patch("os.getpid", return_value=os.getpid() + 1):
+            for use in (lambda: self.worker.run("unix:/tmp/socket"), self.worker.leave):
+                with self.assertRaisesRegex(hfopt.Error, "was forked from it"):
+                    use()
 
 
 if __name__ == "__main__":

@@ -1,36 +1,20 @@
-"""A classifier of handwritten digits, 64-32-10 with tanh, as hfopt wants a model: loss, gradient and Gauss-Newton product, each
-a sum over examples. The same model as task "digits" of hfopt-worker, so workers of both kinds can serve one run."""
+#!/usr/bin/python3
+"""A classifier of handwritten digits, 64-32-10 with tanh, as hfopt wants a model: loss, gradient and Gauss-Newton product, each a sum over
+examples, in NumPy alone. The same model as task "digits" of hfopt-worker, so workers of both kinds can serve one run.
+
+    digits.py --data client/models/digits                                       # trains it, with a private server
+    digits.py --data client/models/digits --server 127.0.0.1:7447 --run digits  # works for a run of that server
+"""
+import argparse
 import pathlib
+import signal
 
 import numpy as np
 
+import hfopt
+
 LAYERS = (64, 32, 10)
 SEED = 1  # of the examples' order
-
-
-class SplitMix64:
-    """The generator of proto/testdata/shuffle.json."""
-
-    def __init__(self, seed):
-        self.state = seed
-
-    def next(self):
-        mask = 2**64 - 1
-        self.state = z = (self.state + 0x9E3779B97F4A7C15) & mask
-        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-        return z ^ (z >> 31)
-
-    def uniform(self):
-        return (self.next() >> 11) * 2.0**-53
-
-
-def shuffled_indices(seed, n):
-    generator, order = SplitMix64(seed), list(range(n))
-    for i in range(n - 1, 0, -1):
-        j = generator.next() * (i + 1) >> 64
-        order[i], order[j] = order[j], order[i]
-    return order
 
 
 def softmax(z):
@@ -47,7 +31,7 @@ class DigitsModel:
     def __init__(self, folder):
         folder = pathlib.Path(folder)
         images, labels = np.load(folder / "images.npy").reshape(-1, 64) / 16, np.load(folder / "labels.npy")
-        order = (shuffled_indices(SEED, 1400), [1400 + i for i in shuffled_indices(SEED + 1, len(images) - 1400)])
+        order = hfopt.shuffled_indices(SEED, 1400), 1400 + hfopt.shuffled_indices(SEED + 1, len(images) - 1400)
         self.data = [(images[o], labels[o]) for o in order]  # training, held out
         self.num_examples = tuple(len(o) for o in order)
         self.signature = (f"mlp {'-'.join(map(str, LAYERS))} tanh, softmax cross-entropy, l2 0, digits images, "
@@ -55,11 +39,14 @@ class DigitsModel:
 
     def initial_parameters(self, seed, dtype):
         """Uniform in +-sqrt(6 / (inputs + outputs)), biases 0 (Glorot & Bengio 2010)."""
-        generator, layers = SplitMix64(seed), []
+        generator, layers = hfopt.SplitMix64(seed), []
         for i, o in zip(LAYERS, LAYERS[1:]):
             bound = (6 / (i + o))**0.5
             layers.append((np.array([bound * (2 * generator.uniform() - 1) for _ in range(i * o)]), np.zeros(o)))
         return self._join(layers).astype(dtype)
+
+    def weight(self, held_out, indices):
+        return len(indices)
 
     def loss(self, theta, held_out, indices):
         """Loss sum, weight, named sums."""
@@ -113,3 +100,24 @@ class DigitsModel:
     @staticmethod
     def _join(layers):
         return np.concatenate([part.ravel() for layer in layers for part in layer])
+
+
+def main():
+    parser = argparse.ArgumentParser(description="A small classifier of handwritten digits: trains it, or serves a run with it.")
+    parser.add_argument("--data", required=True, help="folder with images.npy and labels.npy")
+    parser.add_argument("--run", help="id of the run to work for; by default one of its own, on a private server")
+    parser.add_argument("--server", default="127.0.0.1:7447", help="address of the hfopt-server of that run")
+    parser.add_argument("--worker-id", help="one for each worker of a run; the same when it is started again")
+    flags = parser.parse_args()
+    model = DigitsModel(flags.data)
+    if not flags.run:
+        print(hfopt.fit(model, max_iterations=20))
+        return
+    worker = hfopt.Worker(model, flags.run, flags.worker_id, log=lambda line: print(line, flush=True))
+    for number in signal.SIGINT, signal.SIGTERM:
+        signal.signal(number, lambda *_: worker.leave())
+    print(worker.run(flags.server), flush=True)
+
+
+if __name__ == "__main__":
+    main()

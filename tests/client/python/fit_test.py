@@ -1,0 +1,263 @@
+"""hfopt.fit and least_squares with the real server."""
+import io
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import unittest
+from unittest import mock
+
+import numpy as np
+
+import digits
+import hfopt
+from hfopt.local_server import LocalServer
+from hfopt.training import run_options
+
+SOURCE = pathlib.Path(os.environ["HFOPT_SOURCE_FOLDER"])
+DIGITS = SOURCE / "client/models/digits"
+FEW = {"samples.initial_gradient_examples": 700, "samples.growth": "variance", "preconditioner.lbfgs": "frozen"}
+
+
+def fail(error):
+    raise error
+
+
+class FitTest(unittest.TestCase):
+    def setUp(self):
+        self.model = digits.DigitsModel(DIGITS)
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = folder.name
+
+    def fit(self, **arguments):
+        return hfopt.fit(self.model, **{"progress": False, "max_iterations": 4, "dtype": "float64", "options": FEW, **arguments})
+
+    def test_trains(self):
+        result = hfopt.fit(self.model, max_iterations=8, progress=False)
+        self.assertEqual((result.reason, result.detail, result.iteration), ("iteration_budget", "8 iterations", 8))
+        self.assertEqual((result.parameters.dtype, result.parameters.shape), (np.float32, (2410,)))
+        loss, weight, metrics = self.model.loss(result.parameters, True, np.arange(397))
+        self.assertAlmostEqual(loss / weight, result.held_out_loss, places=5)
+        self.assertLess(metrics["errors"] / weight, 0.1)
+        self.assertEqual([report["iteration"] for report in result.history], list(range(1, 9)))
+        self.assertEqual(result.history[-1]["held_out_loss"], result.held_out_loss)
+        self.assertIn("<hfopt.Result: iteration budget (8 iterations); held-out loss 0.", repr(result))
+        self.assertIn("<td", result._repr_html_())
+        self.assertIsNone(result.directory)
+
+    def test_leaves_nothing_behind(self):
+        threads = threading.active_count()
+        with mock.patch("tempfile.tempdir", self.folder):
+            self.fit(max_iterations=1)
+        self.assertEqual(os.listdir(self.folder), [])
+        self.assertLessEqual(threading.active_count(), threads + 1)  # gRPC may keep one
+
+    def test_has_the_same_bits_however_vectors_travel(self):
+        in_memory = self.fit()
+        with mock.patch("hfopt.worker.host_name", return_value=""):
+            through_grpc = self.fit()
+        np.testing.assert_array_equal(in_memory.parameters, through_grpc.parameters)
+
+    def test_vectors_go_through_shared_memory(self):
+        workers = []
+        self.fit(callbacks=[lambda report, run: workers.extend(run._client.get(run.run_id).workers)])
+        self.assertEqual([(w.worker_id, w.shared_memory) for w in workers[:1]], [("fit", True)])
+
+    def test_goes_on_in_a_directory(self):
+        whole = self.fit(max_iterations=6)
+
+        class Stop(Exception):
+            pass
+
+        def stop(report, run):
+            raise Stop
+
+        with self.assertRaises(Stop):
+            self.fit(max_iterations=6, directory=self.folder, callbacks=[stop])
+        seen = []
+        rest = self.fit(max_iterations=6, directory=self.folder, callbacks=[lambda report, run: seen.append(report["iteration"])])
+        np.testing.assert_array_equal(rest.parameters, whole.parameters)
+        self.assertEqual([report["iteration"] for report in rest.history], [1, 2, 3, 4, 5, 6])
+        self.assertEqual(seen[-1], 6)
+        self.assertGreater(seen[0], 1)
+        self.assertEqual(rest.directory, self.folder)
+        # An ended training is answered at once.
+        again = self.fit(directory=self.folder, resume=True, max_iterations=99)
+        np.testing.assert_array_equal(again.parameters, whole.parameters)
+        with self.assertRaisesRegex(hfopt.Error, "(?s)training with other options.*resume=True"):
+            self.fit(directory=self.folder, max_iterations=7)
+        with self.assertRaisesRegex(hfopt.Error, "resume: there is a training already"):
+            self.fit(directory=self.folder, max_iterations=6, resume=False)
+
+    def test_resume_demands_a_training(self):
+        with self.assertRaisesRegex(hfopt.Error, "resume: there is no training to go on with"):
+            self.fit(directory=self.folder, resume=True)
+
+    def test_ctrl_c_leaves_a_run_that_can_be_resumed(self):
+        # In a process of its own, which gets the signal from within a product of its second iteration.
+        program = f"""if True:
+            import os, signal, sys
+            import digits, hfopt
+            model = digits.DigitsModel({str(DIGITS)!r})
+            done, linearize = [], model.linearize
+            def interrupting(*arguments):
+                product = linearize(*arguments)
+                def f(v):
+                    if done:
+                        os.kill(os.getpid(), signal.SIGINT)
+                    return product(v)
+                return f
+            model.linearize = interrupting
+            try:
+                hfopt.fit(model, options={FEW!r}, dtype="float64", max_iterations=4, directory={self.folder!r}, progress=False,
+                          callbacks=[lambda report, run: done.append(report)])
+            except hfopt.Interrupted as interrupted:
+                print(interrupted)
+                print(interrupted.result.reason, interrupted.result.iteration)
+                raise
+            """
+        process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+        self.assertNotEqual(process.returncode, 0)
+        self.assertIn(f"stopped. To go on: hfopt.fit(..., directory='{self.folder}', resume=True)", process.stdout)
+        self.assertRegex(process.stdout, "interrupted [1-3]\n")
+        np.testing.assert_array_equal(self.fit(directory=self.folder, resume=True).parameters, self.fit().parameters)
+
+    def test_a_callback_sees_parameters_and_can_stop(self):
+        seen = []
+
+        def callback(report, run):
+            seen.append(run.parameters())
+            if report["iteration"] == 2:
+                run.stop()
+
+        result = self.fit(max_iterations=50, callbacks=[callback])
+        self.assertEqual(result.reason, "cancelled")
+        self.assertEqual(seen[0].shape, (2410,))
+        self.assertLess(len(result.history), 50)
+
+    def test_the_models_own_error_is_shown(self):
+        def linearize(*_):
+            raise ZeroDivisionError("of the model")
+
+        self.model.linearize = linearize
+        with self.assertRaisesRegex(hfopt.Error, "the run failed: .*ZeroDivisionError: of the model") as failure:
+            self.fit()
+        self.assertIsInstance(failure.exception.__cause__, ZeroDivisionError)
+
+    def test_says_what_is_wrong_with_options(self):
+        for arguments, message in (({"options": {"preconditioner.lbfg": 1}}, "no option \"lbfg\" in preconditioner; allowed: lbfgs, memory"),
+                                   ({"options": {"preconditioner.lbfgs": "cold"}}, "is \"cold\"; allowed: none, frozen, flexible"),
+                                   ({"options": {"stop": 1}}, "stop is a group of options; name one of them: max_iterations"),
+                                   ({"options": {"stop.patience": -1}}, "stop.patience is \"-1\"; allowed: a whole number from 0"),
+                                   ({"preset": "fast"}, "allowed: accelerated, published, deterministic"),
+                                   ({"dtype": "float16"}, "dtype is float16; allowed: float32, float64"),
+                                   ({"initial_parameters": np.zeros(3)}, r"has the shape \(3,\); the model needs \(2410,\)")):
+            with self.subTest(message), self.assertRaisesRegex(ValueError, message):
+                self.fit(**arguments)
+        with self.assertRaisesRegex(hfopt.Error, "damping.initial"):  # of the server
+            self.fit(options={"damping.initial": -1})
+        self.assertIn("preconditioner.lbfgs=none|frozen|flexible", hfopt.option_names())
+        with self.assertRaisesRegex(TypeError, "int is neither an hfopt.Model nor"):
+            hfopt.fit(3)
+
+    def test_says_what_is_wrong_with_the_server(self):
+        for environment, message in (({"HFOPT_SERVER": "/nowhere"}, "HFOPT_SERVER is \"/nowhere\", which is no program"),
+                                     ({"HFOPT_SERVER": "", "PATH": ""}, "neither on PATH nor in this package. Build it .* set HFOPT_SERVER"),
+                                     ({"HFOPT_SERVER": "/bin/false"}, "hfopt-server ended with code 1")):
+            with self.subTest(message), mock.patch.dict(os.environ, environment), self.assertRaisesRegex(hfopt.Error, message):
+                self.fit()
+
+    def test_begins_from_given_parameters(self):
+        theta = self.model.initial_parameters(5, np.float64)
+        np.testing.assert_array_equal(self.fit(initial_parameters=theta).parameters, self.fit(seed=5).parameters)
+
+    def test_prints_a_line_for_each_iteration(self):
+        with mock.patch("sys.stderr", io.StringIO()) as err:
+            self.fit(progress=True, max_iterations=2)
+        self.assertRegex(err.getvalue(), r"(?m)^iteration 1: held-out [0-9.]+, errors [0-9.]+, lambda 1, rho .*, CG \d+ \(.*\), step .* s\n"
+                                         r"iteration 2: ")
+
+    def test_parameters_in_files(self):
+        result = self.fit(max_iterations=2)
+        path = os.path.join(self.folder, "theta.safetensors")
+        result.save(path)
+        loaded = hfopt.load_parameters(path)
+        np.testing.assert_array_equal(loaded.theta, result.parameters)
+        self.assertEqual((loaded.iteration, loaded.held_out_loss, loaded.metadata["hfopt.run"]), (2, result.held_out_loss, "fit"))
+        for size in 4, 100, os.path.getsize(path) - 1:
+            os.truncate(path, size) if size != 4 else result.save(path) or os.truncate(path, 4)
+            with self.subTest(size), self.assertRaises(ValueError):
+                hfopt.load_parameters(path)
+            result.save(path)
+        self.assertEqual(os.listdir(self.folder), ["theta.safetensors"])
+
+
+class ServerTest(unittest.TestCase):
+    """On a server that is there: remote runs, several workers."""
+
+    def setUp(self):
+        self.model = digits.DigitsModel(DIGITS)
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.server = LocalServer(folder.name, fail)
+        self.addCleanup(self.server.stop)
+        self.client = hfopt.RunClient(self.server.address)
+        self.addCleanup(self.client.close)
+
+    def fit(self, run, **arguments):
+        return hfopt.fit(self.model, server=self.server.address, run=run, progress=False, options=FEW, dtype="float64", shards=2,
+                         max_iterations=4, **arguments)
+
+    def test_fits_on_a_running_server(self):
+        result = self.fit("one")
+        self.assertEqual(self.client.get("one").best_held_out_loss, result.held_out_loss)
+        self.assertEqual([run.name for run in self.client.list()], ["runs/one"])
+        self.client.delete("one")
+        with self.assertRaises(hfopt.Error) as missing:
+            self.client.get("one")
+        self.assertEqual(missing.exception.code, "NOT_FOUND")
+
+    def test_one_and_two_workers_have_the_same_bits(self):
+        one = self.fit("one")
+        self.client.create("two", run_options(options=FEW, dtype="float64", shards=2, max_iterations=4))
+        workers = [subprocess.Popen([sys.executable, digits.__file__, "--data", str(DIGITS), "--server", self.server.address, "--run", "two",
+                                     "--worker-id", f"py-{i}"], stdout=subprocess.DEVNULL) for i in (1, 2)]
+        while len(self.client.get("two").workers) < 2:
+            self.assertIsNone(workers[0].poll())
+        self.client.start("two")
+        for worker in workers:
+            self.assertEqual(worker.wait(60), 0)
+        run = self.client.get("two")
+        self.assertEqual([w.answers > 0 for w in run.workers], [True, True])
+        best = self.client.download_parameters("two")
+        np.testing.assert_array_equal(best.theta, one.parameters)
+        self.assertEqual(best.held_out_loss, one.held_out_loss)
+        last = self.client.download_parameters("two", "last")
+        self.assertEqual(last.iteration, 4)
+        np.testing.assert_array_equal(self.client.download_parameters("two", 4).theta, last.theta)
+
+    def test_serves_a_run_and_leaves_on_a_signal(self):
+        self.client.create("long", run_options(dtype="float64"))
+        worker = subprocess.Popen([sys.executable, digits.__file__, "--data", str(DIGITS), "--server", self.server.address, "--run", "long"],
+                                  stdout=subprocess.PIPE, text=True)
+        self.addCleanup(worker.stdout.close)
+        self.client.start("long")
+        for event in self.client.watch("long"):
+            if hasattr(event, "held_out_loss"):
+                break  # after its first iteration
+        worker.send_signal(signal.SIGTERM)
+        self.assertIn("DRAINED", worker.communicate(timeout=60)[0])
+        self.assertEqual(worker.returncode, 0)
+
+    def test_a_connection_does_not_survive_a_fork(self):
+        self.client.list()
+        with mock.patch("os.getpid", return_value=os.getpid() + 1), self.assertRaisesRegex(hfopt.Error, "was forked from it"):
+            self.client.list()
+
+
+if __name__ == "__main__":
+    unittest.main()
