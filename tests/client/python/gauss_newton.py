@@ -1,4 +1,7 @@
 """What the tests of the adapters share: derivatives checked against finite differences and a dense J'HJ."""
+import importlib
+import unittest
+
 import numpy as np
 
 
@@ -67,3 +70,15 @@ def check_empty(test, model, theta):
     loss, weight, gradient, squares = model.gradient(theta, False, none, True)
     test.assertEqual((loss, weight, np.abs(gradient).max(), np.abs(squares).max()), (0, 0, 0, 0))
     test.assertEqual(np.abs(model.linearize(theta, False, none)(theta)).max(), 0)
+
+
+def require(name, remedy, importer):
+    """The module `name`. Without it the test file that imports this is skipped: exit status 77, if it is the program that runs."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        reason = f"skipped: {name} is not installed ({remedy})"
+        if importer != "__main__":
+            raise unittest.SkipTest(reason) from error
+        print(reason)
+        raise SystemExit(77)

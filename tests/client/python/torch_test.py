@@ -6,13 +6,10 @@ import unittest
 
 import numpy as np
 
-try:
-    import torch
-except ImportError as error:
-    raise unittest.SkipTest(f"torch is not installed ({error}): python3-torch, or pip install torch")
-
-import digits
 import gauss_newton as check
+
+torch = check.require("torch", "apt-get install python3-torch, or pip install torch", __name__)
+import digits
 import hfopt.losses as losses
 import hfopt.torch
 from hfopt import _adapter
