@@ -132,17 +132,17 @@ class JaxModel:
         return self._regularized(theta, loss, weight), weight, self._regularize(total, theta, weight), moment if squares else None
 
     def linearize(self, theta: np.ndarray, held_out: bool, indices: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        """The function v -> G v = sum J' H J v + weight * regularization * v, with what it needs at theta kept for all products."""
+        """The function v -> G v = sum J' H J v + weight * regularization * v, with what it needs at theta kept for all products; its
+        attribute `weight` is that of the examples."""
         theta = np.array(self._check(theta))
-        parts: List[Tuple] = []
-        kept_bytes, weight = 0, 0.0
+        sums, parts, kept_bytes = _Sums(), [], 0
         with _precision(theta.dtype):
             for batch, taken in self._batches(theta, held_out, indices):
                 linear = self._linearize(theta, batch)
                 kept_bytes += sum(x.nbytes for x in jax.tree_util.tree_leaves(linear))
-                if self._regularization:
-                    weight += float(np.sum(self._terms(theta, batch, taken)[1], dtype=np.float64))
+                sums.add(self._terms(theta, batch, taken))
                 parts.append((batch, taken, linear if kept_bytes <= self._max_kept_bytes else None))
+        weight = sums.values()[1]
 
         def product(v: np.ndarray) -> np.ndarray:
             v = self._check(v, theta.dtype)
@@ -152,6 +152,7 @@ class JaxModel:
                     total += np.asarray(self._product(linear or self._linearize(theta, batch), batch, taken, v))
             return self._regularize(total, v, weight)
 
+        product.weight = weight
         return product
 
     # Compiled functions of one batch; taken: 1 for its examples, 0 for padding.

@@ -339,9 +339,11 @@ def custom(value: Callable, curvature: Union[Callable, str]) -> Loss:
 
 
 def as_loss(loss: Any, curvature: Union[Callable, str, None] = None) -> Loss:
-    """`loss` if it is of this module; what it means if it is a criterion of torch.nn; else custom(loss, curvature). The criteria's means
+    """`loss` if it is of this module (or names one: cross_entropy means cross_entropy()); what it means if it is a criterion of torch.nn; else custom(loss, curvature). The criteria's means
     are taken over all elements of a data set, where PyTorch takes them over each minibatch."""
     torch = sys.modules.get("torch")
+    if loss in (cross_entropy, binary_cross_entropy, squared_error, ctc):
+        loss = loss()
     if isinstance(loss, Loss):
         if curvature is not None:
             raise ValueError(f"{type(loss).__name__} brings its own curvature; leave output_curvature out")

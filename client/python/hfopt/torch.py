@@ -178,20 +178,23 @@ class TorchModel:
         return self._regularized(theta, loss, weight), weight, gradient, _array(moment) if squares else None
 
     def linearize(self, theta: np.ndarray, held_out: bool, indices: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        """The function v -> G v = sum J' H J v + weight * regularization * v, with what it needs at theta kept for all products."""
+        """The function v -> G v = sum J' H J v + weight * regularization * v, with what it needs at theta kept for all products; its
+        attribute `weight` is that of the examples."""
         theta = self._check(np.array(theta))
         with self._evaluation():
             network, parameters = self._network(theta), self._parameters(theta)
             linearized = self._double_backward if self._product == "double-backward" else self._func
-            parts, kept_bytes, weight = [], 0.0, 0.0
+            sums, parts, kept_bytes = _Sums(), [], 0.0
             for batch in self._batches(theta, held_out, indices):
                 kept_bytes += self._bytes_per_element * batch.elements
                 if kept_bytes <= self._max_kept_bytes:
-                    parts.append(lambda kept=linearized(network, parameters, batch): kept)
+                    kept = linearized(network, parameters, batch)
+                    sums.add(self._loss.terms(kept.outputs, kept.targets))
+                    parts.append(lambda kept=kept: kept)
                 else:  # computed anew in each product; the same operations, hence the same bits
+                    sums.add(self._loss.terms(*self._outputs(network, self._parameters(theta, leaves=False), batch)))
                     parts.append(lambda some=batch.indices: linearized(network, parameters, self._batch(theta, held_out, some)))
-                if self._regularization:
-                    weight += float(self._loss.terms(*self._outputs(network, parameters, batch))[1].sum(dtype=torch.float64))
+            weight = sums.values()[1]
 
         def product(v: np.ndarray) -> np.ndarray:
             v = self._check(v, theta.dtype)
@@ -202,6 +205,7 @@ class TorchModel:
                     total += self._product_of(part(), directions)
             return self._regularize(_array(total), v, weight)
 
+        product.weight = weight
         return product
 
     # Linearized outputs of one batch. v: a tensor for each parameter; u: one for each tensor of the outputs.

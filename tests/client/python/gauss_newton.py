@@ -47,6 +47,7 @@ def check_pure(test, model, theta, indices):
     for a, b in zip(first[1], model.gradient(theta, False, indices, True)):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(product, first[2](v))
+    test.assertEqual(first[2].weight, first[0][1])
     np.testing.assert_array_equal(product, model.linearize(theta, False, indices)(v))
     test.assertEqual((product.dtype, first[1][2].dtype), (theta.dtype, theta.dtype))
 

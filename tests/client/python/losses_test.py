@@ -204,6 +204,7 @@ class AsLossTest(unittest.TestCase):
     def test_takes_what_it_knows(self):
         own = losses.squared_error()
         self.assertIs(losses.as_loss(own), own)
+        self.assertEqual(losses.as_loss(losses.squared_error), own)
         self.assertEqual(losses.as_loss(np.sin, "hessian"), losses.custom(np.sin, "hessian"))
         for arguments, error, message in (((own, "hessian"), ValueError, "SquaredError brings its own curvature"),
                                           ((np.sin,), ValueError, "a loss of your own needs output_curvature"),
