@@ -6,6 +6,7 @@
     python3 client/python/examples/pinn_convection_jax.py
 """
 import argparse
+import functools
 import math
 
 import jax
@@ -28,7 +29,7 @@ def points(seed: int = 1) -> dict:
     return {"inside": deal(inside), "initial": deal(initial), "left": deal(left)}
 
 
-def initialize(key, widths=(2, 50, 50, 50, 1)) -> list:
+def initialize(key, widths) -> list:
     """Glorot & Bengio 2010."""
     layers = []
     for inputs, outputs in zip(widths, widths[1:]):
@@ -66,12 +67,13 @@ def relative_error(params) -> float:
     return float(np.linalg.norm((values @ weights + biases)[..., 0] - exact) / np.linalg.norm(exact))
 
 
-def make_model(seed: int = 1):
+def make_model(widths=(2, 50, 50, 50, 1)):
     import hfopt.jax
     import hfopt.losses
     data = points()  # also the held-out data: there is no noise, hence nothing to overfit but the choice of points
-    params = initialize(jax.random.PRNGKey(seed))
-    return hfopt.jax.as_model(network, params, hfopt.losses.residuals(residuals), data, data, batch_size=EXAMPLES, initialize=initialize)
+    start = functools.partial(initialize, widths=widths)
+    return hfopt.jax.as_model(network, start(jax.random.PRNGKey(0)), hfopt.losses.residuals(residuals), data, data, batch_size=EXAMPLES,
+                              initialize=start)
 
 
 def main():
