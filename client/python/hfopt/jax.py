@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
 
 import jax
@@ -15,19 +16,14 @@ import numpy as np
 
 from . import _adapter, losses
 
-if hasattr(jax, "enable_x64"):
-    _enable_x64 = jax.enable_x64
-else:
-    from jax.experimental import enable_x64 as _enable_x64
+_enable_x64: Any = jax.enable_x64 if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental").enable_x64
 
+Array = _adapter.Array
 _SMALLEST_BATCH = 16
 
 
-def as_model(apply: Callable, params: Any, loss: Any, train_data: Any, heldout_data: Any, *, batch_size: int = 512,
-             output_curvature: Union[Callable, str, None] = None, regularization: float = 0.0, shuffle: Optional[int] = 1,
-             initialize: Optional[Callable[[jax.Array], Any]] = None, max_kept_bytes: int = 2 << 30, frozen: str = "",
-             signature: Optional[str] = None) -> "JaxModel":
-    """The function and its data as hfopt wants a model: loss, gradient and Gauss-Newton product, each a sum over examples.
+class JaxModel(_adapter.Adapter):
+    """A function and its data as hfopt wants a model: loss, gradient and Gauss-Newton product, each a sum over examples.
 
     Args:
       apply: (params, inputs) -> outputs, pure, of a batch whose first axis is the examples, each treated by itself: of Flax, for example,
@@ -45,23 +41,17 @@ def as_model(apply: Callable, params: Any, loss: Any, train_data: Any, heldout_d
       max_kept_bytes: activations that a linearization may keep for all its products; those of further batches are computed anew in each product.
       frozen: put into the signature, to tell apart what apply is closed over.
       signature: of model and data, equal on all workers of a run; default: made of the parameters' names and shapes, loss and some of the data.
+
+    theta and v: shape (num_parameters,), float32 or float64, read only, in the order of jax.flatten_util.ravel_pytree. What is computed has
+    the type of theta (float64 under jax.enable_x64, switched on around each call), and so have floating-point data. Everything is a pure
+    function of the arguments: equal ones give equal bits on the same machine (on GPUs that takes XLA_FLAGS=--xla_gpu_deterministic_ops=true).
     """
-    return JaxModel(apply, params, losses.as_loss(loss, output_curvature), train_data, heldout_data, batch_size, regularization, shuffle,
-                    initialize, max_kept_bytes, frozen, signature)
 
-
-class JaxModel:
-    """What `as_model` returns; see there. theta and v: shape (num_parameters,), float32 or float64, read only, in the order of
-    jax.flatten_util.ravel_pytree. What is computed has the type of theta (float64 under jax.enable_x64, switched on around each call), and so
-    have floating-point data. Everything is a pure function of the arguments: equal ones give equal bits on the same machine (on GPUs
-    that takes XLA_FLAGS=--xla_gpu_deterministic_ops=true)."""
-
-    num_parameters: int
-    num_examples: Tuple[int, int]  # training, held out
-    signature: str
-
-    def __init__(self, apply, params, loss, train_data, heldout_data, batch_size, regularization, shuffle, initialize, max_kept_bytes, frozen,
-                 signature):
+    def __init__(self, apply: Callable[..., Any], params: Any, loss: Any, train_data: Any, heldout_data: Any, *, batch_size: int = 512,
+                 output_curvature: Union[Callable[..., Any], str, None] = None, regularization: float = 0.0, shuffle: Optional[int] = 1,
+                 initialize: Optional[Callable[[jax.Array], Any]] = None, max_kept_bytes: int = 2 << 30, frozen: str = "",
+                 signature: Optional[str] = None):
+        loss = losses.as_loss(loss, output_curvature)
         if regularization < 0:
             raise ValueError(f"regularization is {regularization}; give 0 or more")
         if isinstance(loss, losses.Ctc):
@@ -77,21 +67,21 @@ class JaxModel:
         self._data = [_Data(name, data, loss.function is None, seed)
                       for name, data, seed in zip(("train_data", "heldout_data"), (train_data, heldout_data),
                                                   (None, None) if shuffle is None else (shuffle, shuffle + 1))]
-        for name in "terms", "gradient", "squares", "linearize", "product":
-            setattr(self, f"_{name}", jax.jit(getattr(self, f"_compute_{name}")))
+        self._terms, self._gradient, self._squares = (jax.jit(f) for f in (self._compute_terms, self._compute_gradient, self._compute_squares))
+        self._linearize, self._product = jax.jit(self._compute_linearize), jax.jit(self._compute_product)
         self.num_parameters = sum(leaf.size for leaf in jax.tree_util.tree_leaves(self._params))
-        self.num_examples = tuple(data.length for data in self._data)
+        self.num_examples = (self._data[0].length, self._data[1].length)
         if not self.num_parameters:
             raise ValueError("params holds no numbers")
         self.signature = signature if signature is not None else self._describe(frozen)
 
-    def unflatten(self, theta: np.ndarray) -> Any:
+    def unflatten(self, theta: Array) -> Any:
         """theta, shape (n,), as a pytree like `params`, of NumPy arrays that are views of it."""
         leaves, structure = jax.tree_util.tree_flatten(self._params)
         parts = np.split(self._check(theta), np.cumsum([leaf.size for leaf in leaves])[:-1])
         return jax.tree_util.tree_unflatten(structure, [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves)])
 
-    def flatten(self, params: Any, dtype: Any = None) -> np.ndarray:
+    def flatten(self, params: Any, dtype: Any = None) -> Array:
         """The inverse of `unflatten`; dtype: default float64 if all of params are, else float32."""
         leaves = [np.asarray(leaf) for leaf in jax.tree_util.tree_leaves(params)]
         dtype = dtype or (np.float64 if all(leaf.dtype == np.float64 for leaf in leaves) else np.float32)
@@ -99,29 +89,29 @@ class JaxModel:
 
     # The protocol of a model.
 
-    def initial_parameters(self, seed: int, dtype: Any = None) -> np.ndarray:
+    def initial_parameters(self, seed: int, dtype: Any = None) -> Array:
         if not self._initialize:
             return self.flatten(self._params, dtype)
         with _precision(dtype or np.float64):
             return self.flatten(self._initialize(jax.random.PRNGKey(seed)), dtype)
 
-    def loss(self, theta: np.ndarray, held_out: bool, indices: np.ndarray) -> Tuple[float, float, Dict[str, float]]:
+    def loss(self, theta: Array, held_out: bool, indices: Array) -> Tuple[float, float, Dict[str, float]]:
         """Loss sum, weight, metric sums."""
         theta = self._check(theta)
         with _precision(theta.dtype):
-            sums = _Sums()
+            sums = _adapter.Sums(_total)
             for batch, taken in self._batches(theta, held_out, indices):
                 sums.add(self._terms(theta, batch, taken))
         loss, weight, metrics = sums.values()
-        return self._regularized(theta, loss, weight), weight, metrics
+        return self._regularized_loss(loss, theta, weight), weight, metrics
 
-    def gradient(self, theta: np.ndarray, held_out: bool, indices: np.ndarray,
-                 squares: bool = False) -> Tuple[float, float, np.ndarray, Optional[np.ndarray]]:
+    def gradient(self, theta: Array, held_out: bool, indices: Array,
+                 squares: bool = False) -> Tuple[float, float, Array, Optional[Array]]:
         """Loss sum, weight, gradient sum and, if asked for, the sum of the examples' squared gradients, the regularizer's part included."""
         theta = self._check(theta)
         total, moment = np.zeros_like(theta), np.zeros_like(theta)
         with _precision(theta.dtype):
-            sums = _Sums()
+            sums = _adapter.Sums(_total)
             for batch, taken in self._batches(theta, held_out, indices):
                 terms, gradient = self._gradient(theta, batch, taken)
                 sums.add(terms)
@@ -129,13 +119,13 @@ class JaxModel:
                 if squares:
                     moment += np.asarray(self._squares(theta, batch, taken))
         loss, weight, _ = sums.values()
-        return self._regularized(theta, loss, weight), weight, self._regularize(total, theta, weight), moment if squares else None
+        return self._regularized_loss(loss, theta, weight), weight, self._regularized(total, theta, weight), moment if squares else None
 
-    def linearize(self, theta: np.ndarray, held_out: bool, indices: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    def linearize(self, theta: Array, held_out: bool, indices: Array) -> _adapter.Linearization:
         """The function v -> G v = sum J' H J v + weight * regularization * v, with what it needs at theta kept for all products; its
         attribute `weight` is that of the examples."""
         theta = np.array(self._check(theta))
-        sums, parts, kept_bytes = _Sums(), [], 0
+        sums, parts, kept_bytes = _adapter.Sums(_total), [], 0
         with _precision(theta.dtype):
             for batch, taken in self._batches(theta, held_out, indices):
                 linear = self._linearize(theta, batch)
@@ -144,38 +134,37 @@ class JaxModel:
                 parts.append((batch, taken, linear if kept_bytes <= self._max_kept_bytes else None))
         weight = sums.values()[1]
 
-        def product(v: np.ndarray) -> np.ndarray:
+        def product(v: Array) -> Array:
             v = self._check(v, theta.dtype)
             total = np.zeros_like(theta)
             with _precision(theta.dtype):
                 for batch, taken, linear in parts:
                     total += np.asarray(self._product(linear or self._linearize(theta, batch), batch, taken, v))
-            return self._regularize(total, v, weight)
+            return self._regularized(total, v, weight)
 
-        product.weight = weight
-        return product
+        return _adapter.Linearization(product, weight)
 
     # Compiled functions of one batch; taken: 1 for its examples, 0 for padding.
 
-    def _compute_terms(self, theta, batch, taken):
+    def _compute_terms(self, theta: jax.Array, batch: Any, taken: jax.Array) -> losses.Terms:
         return _masked(self._loss.terms(*self._outputs(theta, batch)), taken)
 
-    def _compute_gradient(self, theta, batch, taken):
+    def _compute_gradient(self, theta: jax.Array, batch: Any, taken: jax.Array) -> Tuple[losses.Terms, jax.Array]:
 
-        def total(t):
+        def total(t: jax.Array) -> Tuple[jax.Array, losses.Terms]:
             terms = _masked(self._loss.terms(*self._outputs(t, batch)), taken)
             return terms[0].sum(), terms
 
         gradient, terms = jax.grad(total, has_aux=True)(theta)
         return terms, gradient
 
-    def _compute_squares(self, theta, batch, taken):
+    def _compute_squares(self, theta: jax.Array, batch: Any, taken: jax.Array) -> jax.Array:
         """A scan over examples: n numbers are held, not examples times n."""
 
-        def add(total, example):
+        def add(total: jax.Array, example: Any) -> Tuple[jax.Array, None]:
             one, factor = example
 
-            def loss(t):
+            def loss(t: jax.Array) -> Tuple[jax.Array, jax.Array]:
                 losses_, weights, _ = self._loss.terms(*self._outputs(t, jax.tree_util.tree_map(lambda x: x[None], one)))
                 return losses_[0], weights[0]
 
@@ -184,11 +173,11 @@ class JaxModel:
 
         return jax.lax.scan(add, jnp.zeros_like(theta), (batch, taken))[0]
 
-    def _compute_linearize(self, theta, batch):
+    def _compute_linearize(self, theta: jax.Array, batch: Any) -> Any:
         """Outputs, and v -> J v with the activations it needs."""
         return jax.linearize(lambda t: self._outputs(t, batch)[0], theta)
 
-    def _compute_product(self, linear, batch, taken, v):
+    def _compute_product(self, linear: Any, batch: Any, taken: jax.Array, v: jax.Array) -> jax.Array:
         outputs, push = linear
         targets = None if self._loss.function else batch[1]
         curvature = self._loss.curvature(outputs, targets, push(v))
@@ -206,7 +195,7 @@ class JaxModel:
 
     # Pieces.
 
-    def _batches(self, theta: np.ndarray, held_out: bool, indices: np.ndarray) -> Iterator[Tuple[Any, np.ndarray]]:
+    def _batches(self, theta: Array, held_out: bool, indices: Array) -> Iterator[Tuple[Any, Array]]:
         """Of few sizes, so that few are compiled: batch_size, and for the rest the smallest half of a half ... that holds it. Filled up with copies
         of the last example, which do not count."""
         indices = _adapter.check_indices(indices, self.num_examples[held_out])
@@ -216,22 +205,6 @@ class JaxModel:
                 size //= 2
             taken = (np.arange(size) < len(part)).astype(theta.dtype)
             yield self._data[held_out].batch(np.concatenate([part, np.repeat(part[-1:], size - len(part))]), theta.dtype), taken
-
-    def _check(self, vector: np.ndarray, dtype: Any = None) -> np.ndarray:
-        vector = np.asarray(vector)
-        if vector.shape != (self.num_parameters,):
-            raise ValueError(f"a vector of shape {vector.shape} for a model of {self.num_parameters} parameters")
-        if vector.dtype not in ((np.float32, np.float64) if dtype is None else (dtype,)):
-            raise TypeError(f"a vector of {vector.dtype}; give {'float32 or float64' if dtype is None else dtype}")
-        return vector
-
-    def _regularized(self, theta: np.ndarray, loss: float, weight: float) -> float:
-        if not self._regularization:
-            return loss
-        return loss + 0.5 * self._regularization * weight * float(np.dot(theta.astype(np.float64), theta.astype(np.float64)))
-
-    def _regularize(self, total: np.ndarray, vector: np.ndarray, weight: float) -> np.ndarray:
-        return total + vector.dtype.type(self._regularization * weight) * vector if self._regularization else total
 
     def _describe(self, frozen: str) -> str:
         shapes = " ".join(f"{jax.tree_util.keystr(path)}{leaf.shape}" for path, leaf in jax.tree_util.tree_flatten_with_path(self._params)[0])
@@ -256,30 +229,21 @@ class _Data:
             raise ValueError(f"{name} is empty")
         self.order = np.arange(self.length) if seed is None else _adapter.shuffled_indices(seed, self.length)
 
-    def batch(self, indices: np.ndarray, dtype: np.dtype) -> Any:
+    def batch(self, indices: Array, dtype: np.dtype) -> Any:
         chosen = self.order[indices]
         return jax.tree_util.tree_map(lambda x: x[chosen].astype(dtype if np.issubdtype(x.dtype, np.floating) else x.dtype), self.tree)
 
 
-class _Sums:
-    """Sums of terms in double."""
-
-    def __init__(self):
-        self.parts: List[Tuple[Any, Any, Dict[str, Any]]] = []
-
-    def add(self, terms: losses.Terms) -> None:
-        self.parts.append(terms)
-
-    def values(self) -> Tuple[float, Union[int, float], Dict[str, float]]:
-        total = lambda arrays: float(sum(float(np.sum(np.asarray(x), dtype=np.float64)) for x in arrays))
-        names = self.parts[0][2] if self.parts else ()
-        return (total(p[0] for p in self.parts), _adapter.number(total(p[1] for p in self.parts)),
-                {name: total(p[2][name] for p in self.parts) for name in names})
-
-
 def _masked(terms: losses.Terms, taken: jax.Array) -> losses.Terms:
-    mask = lambda x: jnp.where(taken > 0, x, 0)
+
+    def mask(x: jax.Array) -> jax.Array:
+        return jnp.where(taken > 0, x, 0)
+
     return mask(terms[0]), mask(terms[1]), {name: mask(x) for name, x in terms[2].items()}
+
+
+def _total(terms: jax.Array) -> float:
+    return float(np.asarray(terms).sum(dtype=np.float64))
 
 
 @contextlib.contextmanager
@@ -287,3 +251,6 @@ def _precision(dtype: Any) -> Iterator[None]:
     """float64 is computed in float64."""
     with _enable_x64(np.dtype(dtype) == np.float64):
         yield
+
+
+as_model = JaxModel

@@ -24,7 +24,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from typing import Any, Callable, Dict, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 Array = Any  # a torch.Tensor or a jax.Array
 Terms = Tuple[Array, Array, Dict[str, Array]]
@@ -33,7 +33,7 @@ Terms = Tuple[Array, Array, Dict[str, Array]]
 class _Torch:
     """The few functions that PyTorch and JAX spell differently."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         import torch
         self.softmax, self.log_softmax, self.where = torch.softmax, torch.log_softmax, torch.where
         self.sigmoid, self.softplus = torch.sigmoid, torch.nn.functional.softplus
@@ -58,7 +58,7 @@ class _Torch:
 
 class _Jax:
 
-    def __init__(self):
+    def __init__(self) -> None:
         import jax
         import jax.numpy as jnp
         self.softmax, self.log_softmax, self.where = jax.nn.softmax, jax.nn.log_softmax, jnp.where
@@ -83,7 +83,7 @@ def _library(array: Array) -> Any:
     return _torch() if torch is not None and isinstance(array, torch.Tensor) else _jax()
 
 
-def flatten(tree: Any) -> list:
+def flatten(tree: Any) -> List[Any]:
     """The arrays of nested tuples, lists and dicts, in order."""
     if isinstance(tree, (tuple, list)):
         return [leaf for branch in tree for leaf in flatten(branch)]
@@ -124,7 +124,7 @@ class Loss:
         raise NotImplementedError
 
     @property
-    def function(self) -> Optional[Callable]:
+    def function(self) -> Optional[Callable[..., Any]]:
         """For `residuals`, the function that computes the outputs from (network, batch); None for losses of a network's outputs."""
         return None
 
@@ -217,10 +217,10 @@ class SquaredError(_Elementwise):
 
 @dataclasses.dataclass(frozen=True)
 class Residuals(Loss):
-    of: Callable
+    of: Callable[..., Any]
 
     @property
-    def function(self) -> Callable:
+    def function(self) -> Callable[..., Any]:
         return self.of
 
     def terms(self, outputs: Any, targets: Any) -> Terms:
@@ -233,8 +233,8 @@ class Residuals(Loss):
 
 @dataclasses.dataclass(frozen=True)
 class Custom(Loss):
-    value: Callable
-    product: Union[Callable, str]
+    value: Callable[..., Any]
+    product: Union[Callable[..., Any], str]
 
     def terms(self, outputs: Any, targets: Any) -> Terms:
         result = self.value(outputs, targets)
@@ -315,7 +315,7 @@ def ctc(*, blank: int = 0) -> Loss:
     return Ctc(blank)
 
 
-def residuals(function: Callable) -> Loss:
+def residuals(function: Callable[..., Any]) -> Loss:
     """Nonlinear least squares, sum r^2 / 2, with G = J' J exactly.
 
     function(network, batch) -> r, an array (or tuple of arrays) whose first axis is the examples of the batch; `network` is the
@@ -324,7 +324,7 @@ def residuals(function: Callable) -> Loss:
     return Residuals(function)
 
 
-def custom(value: Callable, curvature: Union[Callable, str]) -> Loss:
+def custom(value: Callable[..., Any], curvature: Union[Callable[..., Any], str]) -> Loss:
     """Your own loss.
 
     value(outputs, targets) -> losses, shape (examples,), or (losses, weights), or (losses, weights, {metric: values}), all of that shape.
@@ -338,7 +338,7 @@ def custom(value: Callable, curvature: Union[Callable, str]) -> Loss:
     return Custom(value, curvature)
 
 
-def as_loss(loss: Any, curvature: Union[Callable, str, None] = None) -> Loss:
+def as_loss(loss: Any, curvature: Union[Callable[..., Any], str, None] = None) -> Loss:
     """`loss` if it is of this module (or names one: cross_entropy means cross_entropy()); what it means if it is a criterion of torch.nn; else custom(loss, curvature). The criteria's means
     are taken over all elements of a data set, where PyTorch takes them over each minibatch."""
     torch = sys.modules.get("torch")

@@ -21,6 +21,7 @@ import torch.utils.data
 from . import _adapter, losses
 
 Tensors = List[torch.Tensor]
+Array = _adapter.Array
 
 # Modules that couple the examples of a batch, or draw random numbers, in training mode.
 _BATCH_NORMS = (torch.nn.modules.batchnorm._BatchNorm,)
@@ -28,12 +29,41 @@ _DROPOUTS = (torch.nn.modules.dropout._DropoutNd,)
 _SQUARES_BYTES = 1 << 28  # of per-example gradients at a time
 
 
-def as_model(module: torch.nn.Module, loss: Any, train_data: Any, heldout_data: Any, *, batch_size: int = 512,
-             device: Union[str, torch.device, None] = None, dtype: Optional[torch.dtype] = None, output_curvature: Union[Callable, str, None] = None,
-             regularization: float = 0.0, unpack: Optional[Callable[[Any], Tuple[Any, Any]]] = None, shuffle: Optional[int] = 1,
-             initialize: Optional[Callable[[torch.nn.Module], None]] = None, max_kept_bytes: int = 2 << 30,
-             product: str = "auto", signature: Optional[str] = None) -> "TorchModel":
-    """The module and its data as hfopt wants a model: loss, gradient and Gauss-Newton product, each a sum over examples.
+def flat(module: torch.nn.Module, dtype: Any = None) -> Array:
+    """The trainable parameters as the optimizer's vector, shape (n,): in the order of module.parameters(), those with requires_grad, each
+    in C order, tied ones once (as torch.nn.utils.parameters_to_vector)."""
+    parts = [p.detach().cpu().reshape(-1) for p in module.parameters() if p.requires_grad]
+    vector = _array(torch.cat(parts))
+    return vector.astype(dtype) if dtype else vector
+
+
+def load(module: torch.nn.Module, theta: Array) -> torch.nn.Module:
+    """Writes theta, shape (n,) in the order of `flat`, into the module's parameters, and returns the module."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    n = sum(p.numel() for p in parameters)
+    if np.shape(theta) != (n,):
+        raise ValueError(f"theta has shape {np.shape(theta)}, and the module {n} trainable parameters")
+    with torch.no_grad():
+        for parameter, part in zip(parameters, np.split(np.asarray(theta), np.cumsum([p.numel() for p in parameters])[:-1])):
+            parameter.copy_(torch.tensor(part).reshape(parameter.shape))
+    return module
+
+
+def derivative_along(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor,
+                     direction: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+    """function(x) and its derivative in `direction` (of the shape of x), in one forward pass, differentiable: for residuals of differential
+    equations. Of first order it costs half of what torch.autograd.grad does; nest it for higher orders (PyTorch 2)."""
+    if hasattr(torch, "func"):
+        value, tangent = torch.func.jvp(function, (x,), (direction,))
+        return value, tangent
+    from torch.autograd import forward_ad
+    with forward_ad.dual_level():
+        value, tangent = forward_ad.unpack_dual(function(forward_ad.make_dual(x, direction)))
+        return value, torch.zeros_like(value) if tangent is None else tangent
+
+
+class TorchModel(_adapter.Adapter):
+    """A module and its data as hfopt wants a model: loss, gradient and Gauss-Newton product, each a sum over examples.
 
     The module is copied: what happens to it later does not matter here. It must treat each example of a batch by itself and draw no
     random numbers; so batch norm and dropout have to be frozen by module.eval(), and what is not is refused (ValueError).
@@ -62,54 +92,19 @@ def as_model(module: torch.nn.Module, loss: Any, train_data: Any, heldout_data: 
         the first, and the second for operations whose backward pass has no derivative.
       signature: of model and data, equal on all workers of a run; default: made of the parameters' names and shapes, frozen values, loss and
         some of the data.
+
+    theta and v: shape (num_parameters,), float32 or float64, read only. Everything is a pure function of the arguments: equal ones give equal
+    bits on the same machine and number of threads. On CUDA that takes PyTorch's deterministic algorithms, which are switched on around
+    each call and need the environment variable CUBLAS_WORKSPACE_CONFIG=:4096:8; an operation that has none raises PyTorch's error that
+    names it.
     """
-    return TorchModel(module, losses.as_loss(loss, output_curvature), train_data, heldout_data, batch_size, device, dtype, regularization, unpack,
-                      shuffle, initialize, max_kept_bytes, product, signature)
 
-
-def flat(module: torch.nn.Module, dtype: Any = None) -> np.ndarray:
-    """The trainable parameters as the optimizer's vector, shape (n,): in the order of module.parameters(), those with requires_grad, each
-    in C order, tied ones once (as torch.nn.utils.parameters_to_vector)."""
-    parts = [p.detach().cpu().reshape(-1) for p in module.parameters() if p.requires_grad]
-    return torch.cat(parts).numpy().astype(dtype) if dtype else torch.cat(parts).numpy()
-
-
-def load(module: torch.nn.Module, theta: np.ndarray) -> torch.nn.Module:
-    """Writes theta, shape (n,) in the order of `flat`, into the module's parameters, and returns the module."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    n = sum(p.numel() for p in parameters)
-    if np.shape(theta) != (n,):
-        raise ValueError(f"theta has shape {np.shape(theta)}, and the module {n} trainable parameters")
-    with torch.no_grad():
-        for parameter, part in zip(parameters, np.split(np.asarray(theta), np.cumsum([p.numel() for p in parameters])[:-1])):
-            parameter.copy_(torch.tensor(part).reshape(parameter.shape))
-    return module
-
-
-def derivative_along(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor,
-                     direction: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
-    """function(x) and its derivative in `direction` (of the shape of x), in one forward pass, differentiable: for residuals of differential
-    equations. Of first order it costs half of what torch.autograd.grad does; nest it for higher orders (PyTorch 2)."""
-    if hasattr(torch, "func"):
-        return torch.func.jvp(function, (x,), (direction,))
-    from torch.autograd import forward_ad
-    with forward_ad.dual_level():
-        value, tangent = forward_ad.unpack_dual(function(forward_ad.make_dual(x, direction)))
-        return value, torch.zeros_like(value) if tangent is None else tangent
-
-
-class TorchModel:
-    """What `as_model` returns; see there. theta and v: shape (num_parameters,), float32 or float64, read only. Everything is a pure function of
-    the arguments: equal ones give equal bits on the same machine and number of threads. On CUDA that takes PyTorch's deterministic
-    algorithms, which are switched on around each call and need the environment variable CUBLAS_WORKSPACE_CONFIG=:4096:8; an operation that
-    has none raises PyTorch's error that names it."""
-
-    num_parameters: int
-    num_examples: Tuple[int, int]  # training, held out
-    signature: str
-
-    def __init__(self, module, loss, train_data, heldout_data, batch_size, device, dtype, regularization, unpack, shuffle, initialize,
-                 max_kept_bytes, product, signature):
+    def __init__(self, module: torch.nn.Module, loss: Any, train_data: Any, heldout_data: Any, *, batch_size: int = 512,
+                 device: Union[str, torch.device, None] = None, dtype: Optional[torch.dtype] = None,
+                 output_curvature: Union[Callable[..., Any], str, None] = None, regularization: float = 0.0,
+                 unpack: Optional[Callable[[Any], Tuple[Any, Any]]] = None, shuffle: Optional[int] = 1,
+                 initialize: Optional[Callable[[torch.nn.Module], Any]] = None, max_kept_bytes: int = 2 << 30, product: str = "auto",
+                 signature: Optional[str] = None):
         module = getattr(module, "_orig_mod", module)  # the module that torch.compile wraps: compiled code has no second derivatives
         _check_module(module)
         if product not in ("auto", "double-backward", "func"):
@@ -124,16 +119,17 @@ class TorchModel:
         self._dtype = dtype or (torch.float64 if all(p.dtype == torch.float64 for p in trainable) else torch.float32)
         self._shapes = [p.shape for p in trainable]
         self._sizes = [p.numel() for p in trainable]
-        self._loss, self._regularization, self._initialize = loss, float(regularization), initialize
+        self._loss, self._regularization, self._initialize = losses.as_loss(loss, output_curvature), float(regularization), initialize
         self._batch_size = _adapter.check_positive("batch_size", batch_size)
         self._max_kept_bytes = max_kept_bytes
-        self._data = [_Data(name, data, unpack if loss.function is None else _whole, seed)
+        self._data = [_Data(name, data, unpack if self._loss.function is None else _whole, seed)
                       for name, data, seed in zip(("train_data", "heldout_data"), (train_data, heldout_data),
                                                   (None, None) if shuffle is None else (shuffle, shuffle + 1))]
         self._networks: Dict[torch.dtype, _Network] = {}
-        self._product, self._bytes_per_element, self._squares = product, 0.0, None
+        self._product, self._bytes_per_element = product, 0.0
+        self._squares: Optional[Callable[..., torch.Tensor]] = None
         self.num_parameters = sum(self._sizes)
-        self.num_examples = tuple(len(data) for data in self._data)
+        self.num_examples = (len(self._data[0]), len(self._data[1]))
         if self._device.type == "cuda" and not torch.cuda.is_initialized():
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         self._probe()
@@ -141,7 +137,7 @@ class TorchModel:
 
     # The protocol of a model.
 
-    def initial_parameters(self, seed: int, dtype: Any = None) -> np.ndarray:
+    def initial_parameters(self, seed: int, dtype: Any = None) -> Array:
         module, dtype = self._module, dtype or _numpy(self._dtype)
         if self._initialize:
             module = copy.deepcopy(module)
@@ -150,22 +146,22 @@ class TorchModel:
                 self._initialize(module)
         return flat(module, dtype)
 
-    def loss(self, theta: np.ndarray, held_out: bool, indices: np.ndarray) -> Tuple[float, float, Dict[str, float]]:
+    def loss(self, theta: Array, held_out: bool, indices: Array) -> Tuple[float, float, Dict[str, float]]:
         """Loss sum, weight, metric sums."""
         theta = self._check(theta)
         with self._evaluation():
-            sums, network, parameters = _Sums(), self._network(theta), self._parameters(theta, leaves=False)
+            sums, network, parameters = _adapter.Sums(_total), self._network(theta), self._parameters(theta, leaves=False)
             for batch in self._batches(theta, held_out, indices):
                 sums.add(self._loss.terms(*self._outputs(network, parameters, batch)))
             loss, weight, metrics = sums.values()
-        return self._regularized(theta, loss, weight), weight, metrics
+        return self._regularized_loss(loss, theta, weight), weight, metrics
 
-    def gradient(self, theta: np.ndarray, held_out: bool, indices: np.ndarray,
-                 squares: bool = False) -> Tuple[float, float, np.ndarray, Optional[np.ndarray]]:
+    def gradient(self, theta: Array, held_out: bool, indices: Array,
+                 squares: bool = False) -> Tuple[float, float, Array, Optional[Array]]:
         """Loss sum, weight, gradient sum and, if asked for, the sum of the examples' squared gradients, the regularizer's part included."""
         theta = self._check(theta)
         with self._evaluation():
-            sums, network, parameters = _Sums(), self._network(theta), self._parameters(theta)
+            sums, network, parameters = _adapter.Sums(_total), self._network(theta), self._parameters(theta)
             total, moment = (torch.zeros(self.num_parameters, dtype=parameters[0].dtype, device=self._device) for _ in range(2))
             for batch in self._batches(theta, held_out, indices):
                 terms = self._loss.terms(*self._outputs(network, parameters, batch))
@@ -174,39 +170,40 @@ class TorchModel:
                 if squares:
                     moment += self._squared_gradients(theta, network, parameters, held_out, batch, terms[1].detach())
             loss, weight, _ = sums.values()
-        gradient = self._regularize(_array(total), theta, weight)
-        return self._regularized(theta, loss, weight), weight, gradient, _array(moment) if squares else None
+        gradient = self._regularized(_array(total), theta, weight)
+        return self._regularized_loss(loss, theta, weight), weight, gradient, _array(moment) if squares else None
 
-    def linearize(self, theta: np.ndarray, held_out: bool, indices: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    def linearize(self, theta: Array, held_out: bool, indices: Array) -> _adapter.Linearization:
         """The function v -> G v = sum J' H J v + weight * regularization * v, with what it needs at theta kept for all products; its
         attribute `weight` is that of the examples."""
         theta = self._check(np.array(theta))
         with self._evaluation():
             network, parameters = self._network(theta), self._parameters(theta)
             linearized = self._double_backward if self._product == "double-backward" else self._func
-            sums, parts, kept_bytes = _Sums(), [], 0.0
+            sums, kept_bytes = _adapter.Sums(_total), 0.0
+            parts: List[Tuple[Optional[_Linearized], Array]] = []
             for batch in self._batches(theta, held_out, indices):
                 kept_bytes += self._bytes_per_element * batch.elements
                 if kept_bytes <= self._max_kept_bytes:
                     kept = linearized(network, parameters, batch)
                     sums.add(self._loss.terms(kept.outputs, kept.targets))
-                    parts.append(lambda kept=kept: kept)
+                    parts.append((kept, batch.indices))
                 else:  # computed anew in each product; the same operations, hence the same bits
                     sums.add(self._loss.terms(*self._outputs(network, self._parameters(theta, leaves=False), batch)))
-                    parts.append(lambda some=batch.indices: linearized(network, parameters, self._batch(theta, held_out, some)))
+                    parts.append((None, batch.indices))
             weight = sums.values()[1]
 
-        def product(v: np.ndarray) -> np.ndarray:
+        def product(v: Array) -> Array:
             v = self._check(v, theta.dtype)
             with self._evaluation():
                 directions = self._parameters(v, leaves=False)
                 total = torch.zeros(self.num_parameters, dtype=directions[0].dtype, device=self._device)
-                for part in parts:
-                    total += self._product_of(part(), directions)
-            return self._regularize(_array(total), v, weight)
+                for kept_part, chosen in parts:
+                    part = kept_part or linearized(network, parameters, self._batch(theta, held_out, chosen))
+                    total += self._product_of(part, directions)
+            return self._regularized(_array(total), v, weight)
 
-        product.weight = weight
-        return product
+        return _adapter.Linearization(product, weight)
 
     # Linearized outputs of one batch. v: a tensor for each parameter; u: one for each tensor of the outputs.
 
@@ -226,7 +223,7 @@ class TorchModel:
         return _Linearized(losses.unflatten(outputs, [x.detach() for x in z]), targets, push, pull)
 
     def _func(self, network: "_Network", parameters: Tensors, batch: "_Batch") -> "_Linearized":
-        primals, found = tuple(p.detach() for p in parameters), []
+        primals, found = tuple(p.detach() for p in parameters), [None, None]
 
         def forward(*p: torch.Tensor) -> Tuple[torch.Tensor, ...]:
             found[:] = self._outputs(network, list(p), batch)
@@ -245,12 +242,14 @@ class TorchModel:
 
     # Squared gradients of the examples of a batch.
 
-    def _squared_gradients(self, theta, network, parameters, held_out, batch, weights) -> torch.Tensor:
+    def _squared_gradients(self, theta: Array, network: "_Network", parameters: Tensors, held_out: bool, batch: "_Batch",
+                           weights: torch.Tensor) -> torch.Tensor:
         if self._squares is None:
             self._squares = self._choose_squares(theta, network, parameters, held_out, batch, weights)
         return self._squares(theta, network, parameters, held_out, batch, weights)
 
-    def _choose_squares(self, theta, network, parameters, held_out, batch, weights) -> Callable:
+    def _choose_squares(self, theta: Array, network: "_Network", parameters: Tensors, held_out: bool, batch: "_Batch",
+                        weights: torch.Tensor) -> Callable[..., torch.Tensor]:
         """Vectorised over examples if that can be done and is right: not where a function branches on values, or an operation has no rule."""
         if not hasattr(torch, "func"):
             return self._squares_one_by_one
@@ -264,7 +263,8 @@ class TorchModel:
         except Exception:  # of any operation in the module
             return self._squares_one_by_one
 
-    def _squares_one_by_one(self, theta, network, parameters, held_out, batch, weights) -> torch.Tensor:
+    def _squares_one_by_one(self, theta: Array, network: "_Network", parameters: Tensors, held_out: bool, batch: "_Batch",
+                            weights: torch.Tensor) -> torch.Tensor:
         total = torch.zeros(self.num_parameters, dtype=parameters[0].dtype, device=self._device)
         for i, weight in zip(batch.indices, weights):
             one = self._batch(theta, held_out, np.array([i]))
@@ -273,9 +273,10 @@ class TorchModel:
             total += (gradient + self._regularization * weight * torch.cat([p.detach().reshape(-1) for p in parameters])).square()
         return total
 
-    def _squares_vectorised(self, theta, network, parameters, held_out, batch, weights) -> torch.Tensor:
+    def _squares_vectorised(self, theta: Array, network: "_Network", parameters: Tensors, held_out: bool, batch: "_Batch",
+                            weights: torch.Tensor) -> torch.Tensor:
         primals = tuple(p.detach() for p in parameters)
-        outputs, targets = self._outputs(network, primals, batch)
+        outputs, targets = self._outputs(network, list(primals), batch)
         leaves = [z.detach().requires_grad_() for z in losses.flatten(outputs)]
         output_gradients = torch.autograd.grad(self._loss.terms(losses.unflatten(outputs, leaves), targets)[0].sum(), leaves)
         regular = self._regularization * torch.cat([p.reshape(-1) for p in primals])
@@ -305,13 +306,13 @@ class TorchModel:
             return network(parameters, (), inputs), targets
         return network(parameters, tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), {}), targets
 
-    def _network(self, theta: np.ndarray) -> "_Network":
+    def _network(self, theta: Array) -> "_Network":
         dtype = _torch(theta.dtype)
         if dtype not in self._networks:
             self._networks[dtype] = _Network(self._module, self._device, dtype)
         return self._networks[dtype]
 
-    def _parameters(self, theta: np.ndarray, leaves: bool = True) -> Tensors:
+    def _parameters(self, theta: Array, leaves: bool = True) -> Tensors:
         """The parts of theta in the parameters' shapes."""
         vector = torch.tensor(theta, device=self._device)
         return [part.view(shape).requires_grad_(leaves) for part, shape in zip(vector.split(self._sizes), self._shapes)]
@@ -322,34 +323,18 @@ class TorchModel:
             return torch.zeros(self.num_parameters, device=self._device)
         return torch.cat([some.new_zeros(size) if p is None else p.reshape(-1) for p, size in zip(parts, self._sizes)])
 
-    def _batches(self, theta: np.ndarray, held_out: bool, indices: np.ndarray) -> Iterator["_Batch"]:
+    def _batches(self, theta: Array, held_out: bool, indices: Array) -> Iterator["_Batch"]:
         indices = _adapter.check_indices(indices, self.num_examples[held_out])
         return (self._batch(theta, held_out, part) for part in _adapter.micro_batches(indices, self._batch_size))
 
-    def _batch(self, theta: np.ndarray, held_out: bool, indices: np.ndarray) -> "_Batch":
+    def _batch(self, theta: Array, held_out: bool, indices: Array) -> "_Batch":
         return _Batch(_move(self._data[held_out].batch(indices), self._device, _torch(theta.dtype)), indices)
-
-    def _check(self, vector: np.ndarray, dtype: Any = None) -> np.ndarray:
-        vector = np.asarray(vector)
-        if vector.shape != (self.num_parameters,):
-            raise ValueError(f"a vector of shape {vector.shape} for a module of {self.num_parameters} trainable parameters")
-        if vector.dtype not in ((np.float32, np.float64) if dtype is None else (dtype,)):
-            raise TypeError(f"a vector of {vector.dtype}; give {'float32 or float64' if dtype is None else dtype}")
-        return vector
-
-    def _regularized(self, theta: np.ndarray, loss: float, weight: float) -> float:
-        if not self._regularization:
-            return loss
-        return loss + 0.5 * self._regularization * weight * float(np.dot(theta.astype(np.float64), theta.astype(np.float64)))
-
-    def _regularize(self, total: np.ndarray, vector: np.ndarray, weight: float) -> np.ndarray:
-        return total + vector.dtype.type(self._regularization * weight) * vector if self._regularization else total
 
     @contextlib.contextmanager
     def _evaluation(self) -> Iterator[None]:
         """Settings under which equal arguments give equal bits and every operation has derivatives, put back afterwards."""
         with contextlib.ExitStack() as stack:
-            attention = getattr(torch.nn, "attention", None)
+            attention: Any = getattr(torch.nn, "attention", None)
             if hasattr(attention, "sdpa_kernel"):  # the fused kernels have no second derivatives
                 stack.enter_context(attention.sdpa_kernel([attention.SDPBackend.MATH]))
             if self._device.type == "cuda":
@@ -424,7 +409,7 @@ class _Network:
         for m, name, _ in self.slots:
             del m._parameters[name]  # a plain attribute takes its place, as in functorch.make_functional
 
-    def __call__(self, parameters: Tensors, inputs: tuple, named: dict) -> Any:
+    def __call__(self, parameters: Tensors, inputs: Tuple[Any, ...], named: Dict[str, Any]) -> Any:
         for module, name, i in self.slots:
             setattr(module, name, parameters[i])
         return self.module(*inputs, **named)
@@ -440,19 +425,20 @@ class _Linearized:
 class _Batch:
     """The content of some examples' batch, on the device: (inputs, targets), or all of it for a residual function."""
 
-    def __init__(self, content: Any, indices: np.ndarray):
+    def __init__(self, content: Any, indices: Array):
         self.content, self.indices = content, indices
 
     @property
     def elements(self) -> int:
-        return max(1, sum(x.numel() for x in losses.flatten(self.content) if isinstance(x, torch.Tensor)))
+        return max(1, sum(int(x.numel()) for x in losses.flatten(self.content) if isinstance(x, torch.Tensor)))
 
 
 class _Data:
     """Batches of a data set in its fixed order, as (inputs, targets) or as `unpack` makes them."""
 
-    def __init__(self, name: str, data: Any, unpack: Optional[Callable], seed: Optional[int]):
-        collate = torch.utils.data.default_collate
+    def __init__(self, name: str, data: Any, unpack: Optional[Callable[[Any], Any]], seed: Optional[int]):
+        collate: Callable[[Any], Any] = torch.utils.data.default_collate
+        self.fetch: Callable[[Array], Any]
         if isinstance(data, torch.utils.data.DataLoader):
             data, collate = data.dataset, data.collate_fn or collate
         if isinstance(data, torch.utils.data.TensorDataset):
@@ -478,7 +464,7 @@ class _Data:
     def __len__(self) -> int:
         return self.length
 
-    def batch(self, indices: np.ndarray) -> Any:
+    def batch(self, indices: Array) -> Any:
         return self.unpack(self.fetch(self.order[indices]))
 
     def _split(self, batch: Any) -> Tuple[Any, Any]:
@@ -518,40 +504,30 @@ def _check_module(module: torch.nn.Module) -> None:
         raise ValueError(f"{type(module).__name__} has no trainable parameters (none with requires_grad)")
 
 
-class _Sums:
-    """Sums of terms in double; read from the device once."""
-
-    def __init__(self):
-        self.parts: List[Tuple[torch.Tensor, torch.Tensor, Dict[str, torch.Tensor]]] = []
-
-    def add(self, terms: losses.Terms) -> None:
-        total = lambda x: x.detach().sum(dtype=torch.float64)
-        self.parts.append((total(terms[0]), total(terms[1]), {name: total(x) for name, x in terms[2].items()}))
-
-    def values(self) -> Tuple[float, Union[int, float], Dict[str, float]]:
-        names = self.parts[0][2] if self.parts else ()
-        return (float(sum(float(p[0]) for p in self.parts)), _adapter.number(sum(float(p[1]) for p in self.parts)),
-                {name: float(sum(float(p[2][name]) for p in self.parts)) for name in names})
-
-
 def _check_adjoint(linearized: _Linearized, parameters: Tensors) -> None:
     """u' (J v) = (J' u)' v for some u and v. A backward pass that cannot be differentiated may drop terms of J v without a word
     (torch.autograd.function.once_differentiable)."""
     generator = torch.Generator().manual_seed(1)
-    draw = lambda tensors: [torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device) for x in tensors]
-    dot = lambda a, b: float(sum((x.detach().double() * y.detach().double()).sum() for x, y in zip(a, b) if x is not None))
+
+    def draw(tensors: Tensors) -> Tensors:
+        return [torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device) for x in tensors]
+
+    def dot(a: Any, b: Any) -> float:
+        return float(sum((x.detach().double() * y.detach().double()).sum() for x, y in zip(a, b) if x is not None))
+
     outputs = losses.flatten(linearized.outputs)
     u, v = draw(outputs), draw(parameters)
     tangents, gradients = linearized.push(v), linearized.pull(u)
     forward, backward = dot(u, tangents), dot(gradients, v)
-    size = dot(u, u) ** 0.5 * dot(tangents, tangents) ** 0.5 + dot(v, v) ** 0.5 * sum(dot([g], [g]) for g in gradients if g is not None) ** 0.5
+    size = dot(u, u) ** 0.5 * dot(tangents, tangents) ** 0.5 + dot(v, v) ** 0.5 * dot(gradients, gradients) ** 0.5
     if abs(forward - backward) > 1e-3 * size:
         raise ValueError(f"an operation's backward pass cannot be differentiated: u' (J v) is {forward:.6g} and (J' u)' v is {backward:.6g}")
 
 
 def _saved_bytes(build: Callable[[], Any], parameters: Tensors) -> int:
     """What autograd keeps for the graphs that `build` makes, the parameters themselves excepted."""
-    own, saved = {p.data_ptr() for p in parameters}, {}
+    own = {p.data_ptr() for p in parameters}
+    saved: Dict[int, int] = {}
 
     def pack(x: torch.Tensor) -> torch.Tensor:
         if x.data_ptr() not in own:
@@ -565,16 +541,24 @@ def _saved_bytes(build: Callable[[], Any], parameters: Tensors) -> int:
 
 
 def _move(tree: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    move = lambda x: x.to(device=device, dtype=dtype if x.is_floating_point() else x.dtype) if isinstance(x, torch.Tensor) else x
+
+    def move(x: Any) -> Any:
+        return x.to(device=device, dtype=dtype if x.is_floating_point() else x.dtype) if isinstance(x, torch.Tensor) else x
+
     return losses.unflatten(tree, [move(x) for x in losses.flatten(tree)])
 
 
-def _cuda(device: torch.device) -> list:
+def _cuda(device: torch.device) -> List[torch.device]:
     return [device] if device.type == "cuda" else []
 
 
-def _array(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().cpu().numpy()
+def _array(tensor: torch.Tensor) -> Array:
+    array: Array = tensor.detach().cpu().numpy()
+    return array
+
+
+def _total(terms: torch.Tensor) -> torch.Tensor:
+    return terms.detach().sum(dtype=torch.float64)
 
 
 def _numpy(dtype: torch.dtype) -> np.dtype:
@@ -583,3 +567,6 @@ def _numpy(dtype: torch.dtype) -> np.dtype:
 
 def _torch(dtype: Any) -> torch.dtype:
     return torch.float64 if np.dtype(dtype) == np.float64 else torch.float32
+
+
+as_model = TorchModel

@@ -321,7 +321,7 @@ class DataTest(unittest.TestCase):
         theta = model.initial_parameters(1)
         with self.assertRaisesRegex(IndexError, "examples 0 .. 9 of 9"):
             model.loss(theta, False, np.array([0, 9]))
-        with self.assertRaisesRegex(ValueError, r"a vector of shape \(5,\) for a module of 43"):
+        with self.assertRaisesRegex(ValueError, r"a vector of shape \(5,\) for a model of 43 trainable parameters"):
             model.loss(theta[:5], False, np.array([0]))
         with self.assertRaisesRegex(TypeError, "a vector of float16; give float32 or float64"):
             model.loss(theta.astype(np.float16), False, np.array([0]))
