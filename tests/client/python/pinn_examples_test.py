@@ -1,0 +1,78 @@
+"""The physics-informed examples, in PyTorch and JAX: their residuals against the exact solution, and a shortened training."""
+import unittest
+
+import numpy as np
+
+import gauss_newton as check
+import hfopt
+
+SPEED = 30
+
+
+class PinnTest:
+    """The tests, for one example."""
+
+    def make(self):
+        """Model, function from theta to relative error, function from points to residuals of u*."""
+
+    def test_the_exact_solution_has_no_residuals(self):
+        model, _, residuals = self.make()
+        for r in residuals():
+            self.assertLess(np.abs(r).max(), 1e-11)
+        self.assertEqual(model.num_examples, (4, 4))
+
+    def test_derivatives(self):
+        model, _, _ = self.make()
+        theta = model.initial_parameters(1, np.float64)
+        check.check_gradient(self, model, theta, np.arange(4), directions=1)
+
+    def test_trains(self):
+        model, error, _ = self.make()
+        theta = model.initial_parameters(1, np.float64)
+        before = model.loss(theta, False, np.arange(4))[0] / 4
+        self.assertGreater(error(theta), 0.9)
+        result = hfopt.fit(model, preset="deterministic", seed=1, max_iterations=8, progress=False)
+        self.assertEqual(result.parameters.dtype, np.float64)
+        after = model.loss(result.parameters, False, np.arange(4))[0] / 4
+        self.assertLess(after, before / 2)
+        self.assertLess(after, 0.5)  # the loss of u = 0
+
+
+class TorchPinnTest(PinnTest, unittest.TestCase):
+
+    def make(self):
+        try:
+            import torch
+        except ImportError:
+            self.skipTest("torch is not installed: apt-get install python3-torch, or pip install torch")
+        import hfopt.torch
+        import pinn_convection_torch as example
+        module = example.network((10, 10))
+        exact = lambda p: torch.sin(p[..., :1] - SPEED * p[..., 1:])
+        batch = {name: torch.from_numpy(x) for name, x in example.points().items()}
+        return (example.make_model(module), lambda theta: example.relative_error(hfopt.torch.load(module, theta)),
+                lambda: [r.numpy() for r in example.residuals(exact, batch)])
+
+
+class JaxPinnTest(PinnTest, unittest.TestCase):
+
+    def make(self):
+        try:
+            import jax
+        except ImportError:
+            self.skipTest("jax is not installed: pip install jax")
+        import hfopt.jax
+        import jax.numpy as jnp
+        import pinn_convection_jax as example
+        model = example.make_model((2, 10, 10, 1))
+
+        def residuals():
+            with hfopt.jax._enable_x64(True):
+                return [np.asarray(r) for r in example.residuals(lambda p: jnp.sin(p[..., 0] - SPEED * p[..., 1]),
+                                                                 {name: jnp.asarray(x) for name, x in example.points().items()})]
+
+        return model, lambda theta: example.relative_error(model.unflatten(theta)), residuals
+
+
+if __name__ == "__main__":
+    unittest.main()
