@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "core/status_macros.h"
+#include "proto/failpoint/failpoint.h"
 #include "proto/wire/vector_codec.h"
 
 namespace hfopt::server {
@@ -457,6 +458,7 @@ void WorkerPool::Dispatch(uint64_t id, Pending& pending, Worker& worker) {
   *message.mutable_evaluation() = pending.unit->request;
   message.mutable_evaluation()->set_id(id);
   worker.link->Send(std::move(message));
+  HFOPT_FAILPOINT("evaluation.dispatch");
   pending.worker_id = worker.hello.worker_id();
   if (pending.issued_before) ++accounting_.reissued;
   pending.issued_before = true;

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "core/hessian_free.h"
 #include "core/status_macros.h"
+#include "proto/failpoint/failpoint.h"
 #include "proto/wire/vector_codec.h"
 #include "server/convert/checkpoint.h"
 #include "server/convert/options.h"
@@ -291,6 +292,7 @@ void Run::Main() {
 }
 
 absl::Status Run::End(const Termination& termination) {
+  HFOPT_FAILPOINT("run.end");
   const absl::string_view reason = TerminationReasonName(termination.reason);
   environment_.log(absl::StrCat("runs/", id_, ": ended: ", reason, ": ", termination.detail));
   absl::Status stored = UpdateRecord([&](v1::Run& record) {
@@ -417,8 +419,11 @@ absl::StatusOr<Termination> Run::Drive() {
     before = after;
     const bool best = IsBest(report);
     HFOPT_RETURN_IF_ERROR(environment_.store->AppendReport(id_, report));
+    HFOPT_FAILPOINT_OR_RETURN("run.report");
     HFOPT_RETURN_IF_ERROR(Save(state, best));
+    HFOPT_FAILPOINT_OR_RETURN("run.checkpoint");
     HFOPT_RETURN_IF_ERROR(Publish(report, best));
+    HFOPT_FAILPOINT("run.published");
   }
 }
 
