@@ -100,8 +100,11 @@ absl::StatusOr<std::shared_ptr<Run>> Run::Open(v1::Run record, std::string reque
       new Run(std::move(record), std::move(request_id), options, std::move(environment)));
   HFOPT_ASSIGN_OR_RETURN(auto reports, run->environment_.store->Reports(run->id_, 0, INT32_MAX));
   absl::MutexLock lock(&run->mu_);
+  // A report is stored before its checkpoint, and counts after it: whether it does is found out with the checkpoint.
+  std::erase_if(reports, [&](const v1::IterationReport& report) {
+    return report.iteration() > run->record_.last_iteration().iteration();
+  });
   run->reports_ = std::move(reports);
-  if (!run->reports_.empty()) *run->record_.mutable_last_iteration() = run->reports_.back();
   if (run->record_.state() == v1::RUN_STATE_ENDED) {
     const auto reason = TerminationReasonFromProto(run->record_.termination().reason());
     v1::Finished finished;
@@ -377,10 +380,29 @@ absl::StatusOr<OptimizerState<Scalar>> Run::LoadOrInitialize(RemoteObjective<Sca
         objective.num_parameters(), "; create a run for that model, and start workers of the stored one here"));
   }
   if (state.iteration == 0) state = InitialState<Scalar>(std::move(state.theta), objective.layout(), options_);
-  // Reports of iterations whose checkpoint did not reach the disk: they are done again, with the same result.
-  absl::MutexLock lock(&mu_);
-  while (!reports_.empty() && reports_.back().iteration() > static_cast<uint64_t>(state.iteration)) reports_.pop_back();
+  HFOPT_RETURN_IF_ERROR(MatchReports(state.iteration));
   return state;
+}
+
+absl::Status Run::MatchReports(uint64_t iteration) {
+  uint64_t published = 0;
+  {
+    absl::MutexLock lock(&mu_);
+    // Iterations whose checkpoint is gone or damaged are done again, with the same result.
+    while (!reports_.empty() && reports_.back().iteration() > iteration) reports_.pop_back();
+    if (!reports_.empty()) published = reports_.back().iteration();
+    if (record_.last_iteration().iteration() > iteration) {
+      record_.clear_last_iteration();
+      if (!reports_.empty()) *record_.mutable_last_iteration() = reports_.back();
+    }
+  }
+  // An iteration whose checkpoint was the last thing that a server did.
+  HFOPT_ASSIGN_OR_RETURN(const std::vector<v1::IterationReport> later,
+                         environment_.store->Reports(id_, published, INT32_MAX));
+  for (const v1::IterationReport& report : later) {
+    if (report.iteration() <= iteration) HFOPT_RETURN_IF_ERROR(Publish(report, IsBest(report)));
+  }
+  return absl::OkStatus();
 }
 
 std::optional<Termination> Run::WallTimeTermination() const {

@@ -112,6 +112,8 @@ class Result:
     """What a training has left behind, as far as it must not depend on what happened meanwhile."""
     parameters: bytes
     reports: List[bytes]  # of all iterations, without times
+    best: float  # lowest held-out loss
+    best_iteration: int
     answers: int  # that the server has accepted since it was started last
     seen: Dict[int, bytes] = field(default_factory=dict)  # reports as a watcher got them
     final: Dict[int, bytes] = field(default_factory=dict)  # and as they are at the end
@@ -125,6 +127,7 @@ class Cluster:
         self.processes: Dict[str, Process] = {}
         self.history: List[Process] = []
         self.server_restarts = 0
+        self._channel: Any = None
         self._address = "127.0.0.1:0"
         self._watch_end = threading.Event()
         self._watcher: Optional[threading.Thread] = None
@@ -160,6 +163,9 @@ class Cluster:
                     raise Failure(f"the server ended with {process.exit_code} at its start:\n{process.output()}")
                 return process.line_after("listening on ")
             self._address = await_condition("the server listens", address)
+            # One for each server: a channel that has failed takes seconds to try again.
+            import grpc
+            self._channel = grpc.insecure_channel(self._address, options=[("grpc.use_local_subchannel_pool", 1)])
 
     def restart_killed(self) -> None:
         """Starts again, without failpoints, whatever was killed: the server first."""
@@ -180,11 +186,7 @@ class Cluster:
     # --- the client
 
     def _stub(self) -> Any:
-        import grpc
         from hfopt.v1 import run_service_pb2_grpc
-        if not hasattr(self, "_channel"):
-            self._channel = grpc.insecure_channel(self._address, options=[
-                ("grpc.initial_reconnect_backoff_ms", 20), ("grpc.min_reconnect_backoff_ms", 20), ("grpc.max_reconnect_backoff_ms", 100)])
         return run_service_pb2_grpc.RunServiceStub(self._channel)
 
     def call(self, method: str, request: Any) -> Any:
@@ -298,7 +300,11 @@ class Cluster:
             raise Failure(f"the server ended with {self.server.exit_code}:\n{self.server.output()}")
         if self.watch_errors:
             raise Failure("; ".join(self.watch_errors))
-        return Result(parameters, [_without_times(r) for r in reports], sum(worker.answers for worker in run.workers), dict(self.seen),
+        # The record adds up what the reports say, each once.
+        if abs(run.seconds.total - sum(r.seconds.total for r in reports)) > 1e-9:
+            raise Failure(f"the run has {run.seconds.total} s, its reports {[r.seconds.total for r in reports]}")
+        return Result(parameters, [_without_times(r) for r in reports], run.best_held_out_loss, run.best_iteration,
+                      sum(worker.answers for worker in run.workers), dict(self.seen),
                       {r.iteration: r.SerializeToString(deterministic=True) for r in reports})
 
     def _reports(self) -> List[Any]:

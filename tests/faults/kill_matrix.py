@@ -219,6 +219,8 @@ class Matrix:
             raise Failure("the parameters differ")
         if result.reports != undisturbed.reports:
             raise Failure("the reports differ: losses, damping, or the evaluations counted")
+        if (result.best, result.best_iteration) != (undisturbed.best, undisturbed.best_iteration):
+            raise Failure(f"the best is iteration {result.best_iteration}, {result.best}")
         # Every evaluation was taken once: answers that the server has accepted, over all workers.
         if result.answers not in (-1, undisturbed.answers):
             raise Failure(f"{result.answers} answers were accepted where {undisturbed.answers} were asked for")
