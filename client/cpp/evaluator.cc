@@ -9,6 +9,7 @@
 #include "absl/strings/str_join.h"
 #include "client/cpp/sub_batches.h"
 #include "client/cpp/windows.h"
+#include "proto/failpoint/failpoint.h"
 
 namespace hfopt::client {
 namespace {
@@ -122,6 +123,11 @@ absl::Status Evaluator<Scalar>::AnswerLosses(const Evaluation<Scalar>& evaluatio
   for (int i = 0; i < request.points_size(); ++i) {
     const absl::StatusOr<LossSum> loss = model_.Loss(PointOf(request.points(i), evaluation).map(), examples);
     if (!loss.ok()) return loss.status();
+    if (request.points(i).terms().empty() || request.points(i).terms(0).coefficient() == 1) {
+      HFOPT_FAILPOINT_OR_RETURN("worker.backtracking");
+    } else {
+      HFOPT_FAILPOINT_OR_RETURN("worker.line_search");
+    }
     if (i > 0 && loss->weight != answer.weight()) {
       return absl::InternalError(absl::StrCat("the model's weight changed from ", answer.weight(), " to ", loss->weight,
                                               " between points; it must depend on the examples alone"));
@@ -154,6 +160,7 @@ absl::Status Evaluator<Scalar>::AnswerGradient(const Evaluation<Scalar>& evaluat
   const absl::StatusOr<LossSum> loss =
       GradientBySubBatches(model_, theta.map(), examples, request.sub_batches(), gradient.map(), sub_batches);
   if (!loss.ok()) return loss.status();
+  HFOPT_FAILPOINT_OR_RETURN("worker.gradient");
 
   answer.set_loss_sum(loss->loss);
   answer.set_weight(loss->weight);
@@ -179,6 +186,7 @@ absl::Status Evaluator<Scalar>::AnswerProduct(const Evaluation<Scalar>& evaluati
   SharedVector<Scalar> product = new_vector_();
   const SharedVector<Scalar>& direction = evaluation.vectors.at(evaluation.request.product().direction());
   if (auto s = (*linearization)->GaussNewtonProduct(direction.map(), product.map()); !s.ok()) return s;
+  HFOPT_FAILPOINT_OR_RETURN("worker.product");
   result.answer.mutable_product()->set_product_transfer(Attach(std::move(product), result));
   result.answer.mutable_product()->set_weight((*linearization)->weight());
   return absl::OkStatus();
@@ -194,6 +202,7 @@ absl::Status Evaluator<Scalar>::AnswerInitialParameters(const Evaluation<Scalar>
     return absl::InternalError(absl::StrCat("the model's vector of initial parameters has ", theta->size(),
                                             " elements, but the model has ", model_.num_parameters(), " parameters"));
   }
+  HFOPT_FAILPOINT_OR_RETURN("worker.initial_parameters");
   SharedVector<Scalar> parameters = new_vector_();
   parameters.map() = *theta;
   result.answer.mutable_initial_parameters()->set_parameters_transfer(Attach(std::move(parameters), result));

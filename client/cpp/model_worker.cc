@@ -18,6 +18,7 @@
 #include "client/cpp/evaluator.h"
 #include "grpcpp/client_context.h"
 #include "hfopt/v1/evaluation_service.grpc.pb.h"
+#include "proto/failpoint/failpoint.h"
 #include "proto/wire/chunk_frame.h"
 #include "proto/wire/shared_segment.h"
 #include "proto/wire/status.h"
@@ -284,6 +285,7 @@ typename ModelWorker<Scalar>::Impl::SessionEnd ModelWorker<Scalar>::Impl::Serve(
     dialling_ = &session.context;
   }
   session.stream = OpenSession(*options_.channel, session.context);
+  HFOPT_FAILPOINT("worker.hello");
   v1::SessionRequest request;
   *request.mutable_hello() = MakeHello();
   session.stream->Write(wire::Frame(request));  // a failure shows in the read
@@ -302,6 +304,7 @@ typename ModelWorker<Scalar>::Impl::SessionEnd ModelWorker<Scalar>::Impl::Serve(
       const std::string vectors = ShareMemory(session);
       Log(absl::StrCat("run ", options_.run_id, ": in session as ", options_.worker_id, ", ", session.welcome.shards(),
                        " shards, ", vectors));
+      HFOPT_FAILPOINT("worker.welcome");
       const std::lock_guard<std::mutex> lock(mu_);
       session.last_write = Clock::now();
       session_ = &session;
@@ -366,8 +369,13 @@ std::string ModelWorker<Scalar>::Impl::ShareMemory(Session& session) {
   if (offer.to_worker().slot_bytes() != bytes || offer.to_server().slot_bytes() != bytes) {
     return "vectors through gRPC, the shared memory that was offered is for vectors of another size";
   }
-  auto from_server = SharedSegment::Attach(offer.to_worker(), SharedSegment::Peer::kReads);
-  auto to_server = SharedSegment::Attach(offer.to_server(), SharedSegment::Peer::kWrites);
+  const auto attach = [](const v1::SharedSegment& segment,
+                         SharedSegment::Peer peer) -> absl::StatusOr<std::shared_ptr<SharedSegment>> {
+    HFOPT_FAILPOINT_OR_RETURN("worker.attach");
+    return SharedSegment::Attach(segment, peer);
+  };
+  auto from_server = attach(offer.to_worker(), SharedSegment::Peer::kReads);
+  auto to_server = attach(offer.to_server(), SharedSegment::Peer::kWrites);
   for (const auto* segment : {&from_server, &to_server}) {
     if (!segment->ok()) {
       return absl::StrCat("vectors through gRPC, shared memory cannot be had: ", segment->status().message());
@@ -438,6 +446,7 @@ absl::Status ModelWorker<Scalar>::Impl::Handle(v1::SessionResponse& response, Se
       return absl::OkStatus();
     case v1::SessionResponse::kFinished: {
       end.finished = Finished{response.finished().reason(), response.finished().detail()};
+      HFOPT_FAILPOINT("worker.finished");
       const std::lock_guard<std::mutex> lock(mu_);
       session.finished = true;
       changed_.notify_all();
@@ -467,6 +476,7 @@ absl::Status ModelWorker<Scalar>::Impl::HandleHeader(const v1::VectorHeader& hea
     if (!fits.ok()) return absl::DataLossError(fits.message());
     absl::StatusOr<std::shared_ptr<void>> slot = session.from_server->Look(header.slot());
     if (!slot.ok()) return absl::DataLossError(slot.status().message());
+    HFOPT_FAILPOINT("worker.receive_slot");
     const std::lock_guard<std::mutex> lock(mu_);
     resident_[header.name()] = {*std::move(slot), model_.num_parameters()};
     return absl::OkStatus();
@@ -489,6 +499,7 @@ absl::Status ModelWorker<Scalar>::Impl::HandleChunk(uint64_t transfer_id, uint64
   const absl::StatusOr<char*> place = assembler.Claim(transfer_id, offset, size);
   if (!place.ok()) return absl::DataLossError(place.status().message());
   copy(*place);
+  HFOPT_FAILPOINT("worker.receive_chunk");
   if (assembler.complete()) {
     const std::string name = assembler.name();
     SharedVector<Scalar> vector = std::move(assembler).Take();
@@ -501,6 +512,7 @@ absl::Status ModelWorker<Scalar>::Impl::HandleChunk(uint64_t transfer_id, uint64
 
 template <typename Scalar>
 absl::Status ModelWorker<Scalar>::Impl::HandleEvaluation(v1::EvaluationRequest& request) {
+  HFOPT_FAILPOINT("worker.request");
   const std::lock_guard<std::mutex> lock(mu_);
   const uint64_t id = request.id();
   const bool known =
@@ -607,12 +619,14 @@ void ModelWorker<Scalar>::Impl::Write(std::unique_lock<std::mutex>& lock, const 
 
 template <typename Scalar>
 bool ModelWorker<Scalar>::Impl::SendAnswer(Session& session, const Evaluated<Scalar>& answer) {
+  HFOPT_FAILPOINT("worker.answer");
   v1::SessionRequest message;
   for (const auto& [transfer, vector] : answer.vectors) {
     *message.mutable_vector_header() = wire::MakeHeader(transfer, "", vector.size(), wire::ElementTypeOf<Scalar>());
     if (session.to_server != nullptr) {
       if (const std::optional<uint32_t> slot = session.to_server->SlotOf(vector.bytes())) {
         session.to_server->HandOver(*slot);
+        HFOPT_FAILPOINT("worker.send_slot");
         message.mutable_vector_header()->set_slot(*slot);
         if (!session.stream->Write(wire::Frame(message))) return false;
         continue;
@@ -622,11 +636,15 @@ bool ModelWorker<Scalar>::Impl::SendAnswer(Session& session, const Evaluated<Sca
     const absl::Span<const char> bytes(vector.bytes(), vector.num_bytes());
     for (size_t offset = 0; offset < bytes.size(); offset += wire::kMaxChunkBytes) {
       const absl::Span<const char> chunk = bytes.subspan(offset, wire::kMaxChunkBytes);
+      HFOPT_FAILPOINT("worker.send_chunk");
       if (!session.stream->Write(wire::FrameChunk(transfer, offset, chunk, vector.holder()))) return false;
     }
   }
+  HFOPT_FAILPOINT("worker.uploaded");
   *message.mutable_answer() = answer.answer;
-  return session.stream->Write(wire::Frame(message));
+  if (!session.stream->Write(wire::Frame(message))) return false;
+  HFOPT_FAILPOINT("worker.answered");
+  return true;
 }
 
 // --- The computing thread ---

@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "nlohmann/json.hpp"
+#include "proto/failpoint/failpoint.h"
 #include "proto/wire/vector_codec.h"
 
 namespace hfopt::wire {
@@ -79,6 +80,20 @@ absl::Status WriteAll(int descriptor, const char* bytes, size_t size) {
     size -= written;
   }
   return absl::OkStatus();
+}
+
+absl::Status WriteAndSync(int descriptor, const std::string& header, absl::Span<const TensorView* const> tensors) {
+  const uint64_t length = header.size();
+  absl::Status status = WriteAll(descriptor, reinterpret_cast<const char*>(&length), kLengthBytes);
+  status.Update(WriteAll(descriptor, header.data(), header.size()));
+  for (const TensorView* t : tensors) {
+    if (!status.ok()) return status;
+    HFOPT_FAILPOINT_OR_RETURN("file.write");
+    status = WriteAll(descriptor, t->bytes.data(), t->bytes.size());
+  }
+  if (!status.ok()) return status;
+  HFOPT_FAILPOINT_OR_RETURN("file.sync");
+  return fsync(descriptor) == 0 ? absl::OkStatus() : absl::ErrnoToStatus(errno, "cannot sync");
 }
 
 // The header's text as JSON; discarded when it is not JSON or an object in it has the same key twice, of which JSON
@@ -160,13 +175,7 @@ absl::Status WriteSafetensors(const std::string& path, absl::Span<const TensorVi
 
   const int descriptor = open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
   if (descriptor < 0) return absl::ErrnoToStatus(errno, absl::StrCat(path, ": cannot create"));
-  const uint64_t length = header->size();
-  absl::Status status = WriteAll(descriptor, reinterpret_cast<const char*>(&length), kLengthBytes);
-  status.Update(WriteAll(descriptor, header->data(), header->size()));
-  for (const TensorView* t : order) {
-    if (status.ok()) status = WriteAll(descriptor, t->bytes.data(), t->bytes.size());
-  }
-  if (status.ok() && fsync(descriptor) != 0) status = absl::ErrnoToStatus(errno, "cannot sync");
+  absl::Status status = WriteAndSync(descriptor, *header, order);
   if (close(descriptor) != 0) status.Update(absl::ErrnoToStatus(errno, "cannot close"));
   if (!status.ok()) return absl::Status(status.code(), absl::StrCat(path, ": ", status.message()));
   return absl::OkStatus();

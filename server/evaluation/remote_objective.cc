@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
+#include "proto/failpoint/failpoint.h"
 #include "proto/wire/vector_codec.h"
 
 namespace hfopt::server {
@@ -23,9 +24,11 @@ class RemoteObjective<Scalar>::RemoteProduct : public CurvatureProduct<Scalar> {
     request.mutable_product()->set_direction(direction->name);
     VectorReducer<Scalar> reducer(product);
     const absl::Status status = objective_.pool_.Evaluate(
-        objective_.MakeUnits(sample_, request, {theta_, direction}), [&](UnitAnswer unit) {
+        objective_.MakeUnits(sample_, request, {theta_, direction}), [&](UnitAnswer unit) -> absl::Status {
           const v1::ProductAnswer& a = unit.answer.product();
-          return objective_.Add(unit, a.product_transfer(), a.weight(), "Gauss-Newton product", reducer);
+          HFOPT_RETURN_IF_ERROR(objective_.Add(unit, a.product_transfer(), a.weight(), "Gauss-Newton product", reducer));
+          HFOPT_FAILPOINT_OR_RETURN("evaluation.product");
+          return absl::OkStatus();
         });
     if (direction != theta_) objective_.Release({direction});
     HFOPT_RETURN_IF_ERROR(status);
@@ -154,11 +157,16 @@ absl::StatusOr<std::vector<LossAnswer>> RemoteObjective<Scalar>::Losses(const Ve
   std::vector<NamedVectorPtr> vectors = directions;
   vectors.push_back(base);
   LossReducer reducer(trials.size());
-  HFOPT_RETURN_IF_ERROR(pool_.Evaluate(MakeUnits(sample, request, vectors), [&](UnitAnswer unit) {
+  HFOPT_RETURN_IF_ERROR(pool_.Evaluate(MakeUnits(sample, request, vectors), [&](UnitAnswer unit) -> absl::Status {
     const v1::LossesAnswer& a = unit.answer.losses();
     reducer.Add({a.loss_sums().begin(), a.loss_sums().end()}, a.weight());
     for (const v1::MetricSums& metric : a.metrics()) {
       reducer.AddMetric(metric.name(), {metric.sums().begin(), metric.sums().end()});
+    }
+    if (trials.front().step == 1) {
+      HFOPT_FAILPOINT_OR_RETURN("evaluation.backtracking");
+    } else {
+      HFOPT_FAILPOINT_OR_RETURN("evaluation.line_search");
     }
     return absl::OkStatus();
   }));
@@ -192,6 +200,7 @@ absl::StatusOr<GradientAnswer<Scalar>> RemoteObjective<Scalar>::Gradient(const V
       HFOPT_RETURN_IF_ERROR(Add(unit, a.second_moment_transfer(), a.weight(), "second moment", second_moment));
     }
     for (const v1::SubBatch& part : a.sub_batches()) part_norms.push_back({part.squared_norm(), part.weight()});
+    HFOPT_FAILPOINT_OR_RETURN("evaluation.gradient");
     return absl::OkStatus();
   }));
   gradient.Finish();

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "core/status_macros.h"
+#include "proto/failpoint/failpoint.h"
 #include "proto/wire/vector_codec.h"
 
 namespace hfopt::server {
@@ -486,6 +487,7 @@ void WorkerPool::Dispatch(uint64_t id, Pending& pending, Worker& worker) {
   *message.mutable_evaluation() = pending.unit->request;
   message.mutable_evaluation()->set_id(id);
   worker.link->Send(std::move(message));
+  HFOPT_FAILPOINT("evaluation.dispatch");
   if (!pending.asked.empty()) {
     ++accounting_.hedged;
   } else if (pending.issued_before) {

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
+#include "proto/failpoint/failpoint.h"
 #include "proto/wire/status.h"
 #include "server/evaluation/out_of_memory.h"
 
@@ -97,6 +98,7 @@ absl::Status WorkerSession::HandleHello(const v1::Hello& hello) {
       hello.worker_id().find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789-") != std::string::npos) {
     return absl::InvalidArgumentError("Hello.worker_id must be 1 to 63 characters of [a-z0-9-]");
   }
+  HFOPT_FAILPOINT_OR_RETURN("session.hello");
   HFOPT_ASSIGN_OR_RETURN(std::shared_ptr<WorkerPool> pool, find_pool_(hello));
   HFOPT_RETURN_IF_ERROR(pool->Join(hello, shared_from_this()));
   buffers_ = pool->buffers();
@@ -117,6 +119,7 @@ absl::Status WorkerSession::HandleHeader(const v1::VectorHeader& header) {
     if (!attached_) return absl::InvalidArgumentError("VectorHeader.slot was used without SharedMemoryAttached");
     absl::MutexLock lock(&mu_);
     HFOPT_ASSIGN_OR_RETURN(memory, to_server_->Take(header.slot()));
+    HFOPT_FAILPOINT_OR_RETURN("session.receive_slot");
   }
   const auto open = [&]<typename Scalar>(Scalar) -> absl::Status {
     if (memory != nullptr) {
@@ -145,6 +148,7 @@ absl::Status WorkerSession::HandleChunk(uint64_t transfer, uint64_t offset, uint
                          std::visit([&](auto& a) { return a.Claim(transfer, offset, size); }, assembler->second));
   bytes_received_ += size;
   copy(place);
+  HFOPT_FAILPOINT_OR_RETURN("session.receive_chunk");
   return absl::OkStatus();
 }
 
@@ -155,6 +159,7 @@ absl::Status WorkerSession::HandleAnswer(v1::Answer answer) {
     vectors.emplace(transfer, std::visit([](auto& a) -> AnyVector { return std::move(a).Take(); }, assembler));
   }
   assemblers_.clear();
+  HFOPT_FAILPOINT_OR_RETURN("session.answer");
   return pool_->OnAnswer(this, std::move(answer), std::move(vectors));
 }
 
@@ -224,6 +229,7 @@ void WorkerSession::Pump() {
               wire::MakeHeader(out.transfer, out.vector->name, Size(vector), ElementTypeOf(vector));
           const std::optional<uint32_t> slot = attached_ ? to_worker_->SlotOf(Bytes(vector).data()) : std::nullopt;
           if (slot.has_value()) {
+            HFOPT_FAILPOINT("session.send_slot");
             message.mutable_vector_header()->set_slot(*slot);
             bytes_sent_ += Bytes(vector).size();
             outgoing_.pop_front();
@@ -232,6 +238,7 @@ void WorkerSession::Pump() {
         } else {
           const absl::Span<const char> bytes = Bytes(vector);
           const absl::Span<const char> chunk = bytes.subspan(out.offset, wire::kMaxChunkBytes);
+          HFOPT_FAILPOINT("session.send_chunk");
           written_ = wire::FrameChunk(out.transfer, out.offset, chunk, out.vector);
           out.offset += chunk.size();
           bytes_sent_ += chunk.size();

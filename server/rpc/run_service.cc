@@ -190,19 +190,22 @@ class RunService::Watcher final : public grpc::ServerWriteReactor<v1::WatchRunRe
       sent_iteration_ = reports[0].iteration();
       return true;
     }
-    if (version == sent_version_) {
-      if (told_end_) end = absl::OkStatus();
-      return told_end_;
-    }
+    if (version == sent_version_) return EndIfTold(end);
     sent_version_ = version;
     v1::Run run = run_->Snapshot();
     told_end_ = HasEnded(run);
     // A run that iterates changes its record each time; only another state is news.
-    if (run.state() == sent_state_ && run.state_detail() == sent_detail_) return false;
+    if (run.state() == sent_state_ && run.state_detail() == sent_detail_) return EndIfTold(end);
     sent_state_ = run.state();
     sent_detail_ = run.state_detail();
     *response_.mutable_run() = std::move(run);
     return true;
+  }
+
+  // For NextEvent, when nothing is new.
+  bool EndIfTold(std::optional<absl::Status>& end) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    if (told_end_) end = absl::OkStatus();
+    return told_end_;
   }
 
   RunService& service_;

@@ -14,6 +14,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
 #include "core/status_macros.h"
+#include "proto/failpoint/failpoint.h"
 #include "server/run/checkpoint_file.h"
 #include "server/run/durable_files.h"
 
@@ -83,6 +84,7 @@ absl::Status CheckpointDirectory::Save(const CheckpointView& checkpoint, const S
     RemoveUnfinished().IgnoreError();  // the error to tell of is the first
     return ExplainFailedSave(status, path_, checkpoint);
   }
+  HFOPT_FAILPOINT("checkpoint.prune");
   Prune(checkpoint.meta.iteration(), options.keep);
   return absl::OkStatus();
 }
@@ -91,16 +93,20 @@ absl::Status CheckpointDirectory::Write(const CheckpointView& checkpoint, bool b
   HFOPT_RETURN_IF_ERROR(CreateDirectory(path_));
   const std::string path = PathOf(checkpoint.meta.iteration()), unfinished = path + kUnfinished;
   HFOPT_RETURN_IF_ERROR(WriteCheckpointFile(unfinished, checkpoint));
+  HFOPT_FAILPOINT_OR_RETURN("checkpoint.rename");
   HFOPT_RETURN_IF_ERROR(Rename(unfinished, path));
   if (best) {
+    HFOPT_FAILPOINT_OR_RETURN("checkpoint.best");
     // A second name for the same file; a second file where the file system has no such thing.
     const std::string unfinished_best = BestPath() + kUnfinished;
     HFOPT_RETURN_IF_ERROR(Remove(unfinished_best));
     if (link(path.c_str(), unfinished_best.c_str()) != 0) {
       HFOPT_RETURN_IF_ERROR(WriteCheckpointFile(unfinished_best, checkpoint));
     }
+    HFOPT_FAILPOINT_OR_RETURN("checkpoint.rename_best");
     HFOPT_RETURN_IF_ERROR(Rename(unfinished_best, BestPath()));
   }
+  HFOPT_FAILPOINT_OR_RETURN("checkpoint.sync");
   return SyncDirectory(path_);
 }
 

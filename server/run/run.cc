@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "core/hessian_free.h"
 #include "core/status_macros.h"
+#include "proto/failpoint/failpoint.h"
 #include "proto/wire/vector_codec.h"
 #include "server/convert/checkpoint.h"
 #include "server/convert/options.h"
@@ -101,8 +102,11 @@ absl::StatusOr<std::shared_ptr<Run>> Run::Open(v1::Run record, std::string reque
       new Run(std::move(record), std::move(request_id), options, std::move(environment)));
   HFOPT_ASSIGN_OR_RETURN(auto reports, run->environment_.store->Reports(run->id_, 0, INT32_MAX));
   absl::MutexLock lock(&run->mu_);
+  // A report is stored before its checkpoint, and counts after it: whether it does is found out with the checkpoint.
+  std::erase_if(reports, [&](const v1::IterationReport& report) {
+    return report.iteration() > run->record_.last_iteration().iteration();
+  });
   run->reports_ = std::move(reports);
-  if (!run->reports_.empty()) *run->record_.mutable_last_iteration() = run->reports_.back();
   if (run->record_.state() == v1::RUN_STATE_ENDED) {
     const auto reason = TerminationReasonFromProto(run->record_.termination().reason());
     v1::Finished finished;
@@ -293,6 +297,7 @@ void Run::Main() {
 }
 
 absl::Status Run::End(const Termination& termination) {
+  HFOPT_FAILPOINT("run.end");
   const absl::string_view reason = TerminationReasonName(termination.reason);
   environment_.log(absl::StrCat("runs/", id_, ": ended: ", reason, ": ", termination.detail));
   absl::Status stored = UpdateRecord([&](v1::Run& record) {
@@ -377,10 +382,29 @@ absl::StatusOr<OptimizerState<Scalar>> Run::LoadOrInitialize(RemoteObjective<Sca
         objective.num_parameters(), "; create a run for that model, and start workers of the stored one here"));
   }
   if (state.iteration == 0) state = InitialState<Scalar>(std::move(state.theta), objective.layout(), options_);
-  // Reports of iterations whose checkpoint did not reach the disk: they are done again, with the same result.
-  absl::MutexLock lock(&mu_);
-  while (!reports_.empty() && reports_.back().iteration() > static_cast<uint64_t>(state.iteration)) reports_.pop_back();
+  HFOPT_RETURN_IF_ERROR(MatchReports(state.iteration));
   return state;
+}
+
+absl::Status Run::MatchReports(uint64_t iteration) {
+  uint64_t published = 0;
+  {
+    absl::MutexLock lock(&mu_);
+    // Iterations whose checkpoint is gone or damaged are done again, with the same result.
+    while (!reports_.empty() && reports_.back().iteration() > iteration) reports_.pop_back();
+    if (!reports_.empty()) published = reports_.back().iteration();
+    if (record_.last_iteration().iteration() > iteration) {
+      record_.clear_last_iteration();
+      if (!reports_.empty()) *record_.mutable_last_iteration() = reports_.back();
+    }
+  }
+  // An iteration whose checkpoint was the last thing that a server did.
+  HFOPT_ASSIGN_OR_RETURN(const std::vector<v1::IterationReport> later,
+                         environment_.store->Reports(id_, published, INT32_MAX));
+  for (const v1::IterationReport& report : later) {
+    if (report.iteration() <= iteration) HFOPT_RETURN_IF_ERROR(Publish(report, IsBest(report)));
+  }
+  return absl::OkStatus();
 }
 
 std::optional<Termination> Run::WallTimeTermination() const {
@@ -431,9 +455,12 @@ absl::StatusOr<Termination> Run::Drive() {
     before = after;
     const bool best = IsBest(report);
     HFOPT_RETURN_IF_ERROR(environment_.store->AppendReport(id_, report));
+    HFOPT_FAILPOINT_OR_RETURN("run.report");
     HFOPT_RETURN_IF_ERROR(Save(state, best));
+    HFOPT_FAILPOINT_OR_RETURN("run.checkpoint");
     if (journal.has_value()) journal->Begin(state.iteration);
     HFOPT_RETURN_IF_ERROR(Publish(report, best));
+    HFOPT_FAILPOINT("run.published");
   }
 }
 

@@ -94,6 +94,8 @@ class Run {
   // The last checkpoint, or the initial parameters, which become the first checkpoint.
   template <typename Scalar>
   absl::StatusOr<OptimizerState<Scalar>> LoadOrInitialize(RemoteObjective<Scalar>& objective);
+  // Makes the history end with this iteration, that of the checkpoint from which the run goes on.
+  absl::Status MatchReports(uint64_t iteration);
   template <typename Scalar>
   absl::Status Save(const OptimizerState<Scalar>& state, bool best);
   // Waits for the first workers and fixes what depends on them: the model's size, the number of shards.

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
+#include "proto/failpoint/failpoint.h"
 #include "sqlite3.h"
 
 namespace hfopt::server {
@@ -152,6 +153,7 @@ absl::StatusOr<bool> RunCatalogue::Contains(absl::string_view run_id) {
 
 absl::Status RunCatalogue::Put(absl::string_view run_id, const v1::Run& run, absl::string_view request_id) {
   absl::MutexLock lock(&mutex_);
+  HFOPT_FAILPOINT_OR_RETURN("catalogue.write");
   // Not INSERT OR REPLACE, which deletes the old row, and with it the reports.
   return Statement(*this,
                    "INSERT INTO runs (run_id, request_id, run) VALUES (?, ?, ?)"
@@ -190,6 +192,7 @@ absl::Status RunCatalogue::AppendReport(absl::string_view run_id, const v1::Iter
         absl::StrCat("report.iteration is ", report.iteration(), "; allowed: up to ", kMaxIteration));
   }
   absl::MutexLock lock(&mutex_);
+  HFOPT_FAILPOINT_OR_RETURN("catalogue.write");
   const absl::Status status =
       Statement(*this, "INSERT OR REPLACE INTO reports (run_id, iteration, report) VALUES (?, ?, ?)")
           .Text(run_id)

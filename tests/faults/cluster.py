@@ -1,0 +1,332 @@
+"""Real processes of one training: a server, workers, and a client that watches. Everything is waited for by what can be seen of it."""
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+ROOT = Path(__file__).resolve().parents[2]
+LEASE_SECONDS = 0.5
+SHARDS = 3
+WORKERS = ("a", "b", "c")
+PATIENCE_SECONDS = 60.0  # for anything that is waited for
+
+# gRPC's handlers of fork() may wait for ever for its own threads, and a child that becomes another program needs none.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
+
+class Failure(Exception):
+    """What a cell should have shown and did not."""
+
+
+def await_condition(what: str, condition: Callable[[], Any], on_wait: Callable[[], None] = lambda: None) -> Any:
+    """The first true value of `condition`. `on_wait` is called between its evaluations."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise Failure(f"not within {PATIENCE_SECONDS:.0f} s: {what}")
+        on_wait()
+        time.sleep(0.002)
+
+
+class Process:
+    """A program whose standard error goes to a file. Killed, at the latest, by close()."""
+
+    def __init__(self, name: str, command: List[str], failpoints: str, log: Path) -> None:
+        self.name, self.log = name, log
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("HFOPT_")}
+        if failpoints:
+            environment["HFOPT_FAILPOINTS"] = failpoints
+        with open(log, "wb") as file:
+            # setpriv becomes the program. The kernel then kills it when we are gone, however that came about.
+            self._process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *command], stdin=subprocess.DEVNULL, stdout=file,
+                                             stderr=file, env=environment)
+
+    @property
+    def exit_code(self) -> Optional[int]:
+        """None while it runs; -N when signal N ended it."""
+        return self._process.poll()
+
+    def was_killed(self) -> bool:
+        return self.exit_code == -signal.SIGKILL
+
+    def is_stopped(self) -> bool:
+        try:
+            stat = Path(f"/proc/{self._process.pid}/stat").read_text()
+        except FileNotFoundError:
+            return False
+        return stat.rpartition(")")[2].split()[0] == "T"
+
+    def signal(self, number: int) -> None:
+        if self.exit_code is None:
+            self._process.send_signal(number)
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        self._process.wait()
+
+    def stop(self) -> None:
+        self.signal(signal.SIGSTOP)
+        await_condition(f"{self.name} is stopped", lambda: self.is_stopped() or self.exit_code is not None)
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def line_after(self, text: str) -> str:
+        """What follows `text` in the first whole line that has it; "" if there is none yet."""
+        for line in self.output().splitlines(keepends=True):
+            if text in line and line.endswith("\n"):
+                return line.split(text, 1)[1].strip()
+        return ""
+
+    def passed_failpoints(self) -> List[str]:
+        """Names, in the order in which a rule acted."""
+        return [line.split(" ", 1)[1].split(": ")[0] for line in self.output().splitlines() if line.startswith("failpoint ")]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is trained. Small enough for a cell to take a second, and every part of an iteration is there."""
+    layers: str
+    element_type: str
+    gradient_examples: int
+    curvature_fraction: float
+
+
+# The second has vectors of two chunks, for what happens in the middle of one that goes through gRPC.
+SMALL = Model(layers="64-16-10", element_type="ELEMENT_TYPE_FLOAT32", gradient_examples=0, curvature_fraction=1.0)
+LARGE = Model(layers="64-512-192-10", element_type="ELEMENT_TYPE_FLOAT64", gradient_examples=120, curvature_fraction=0.5)
+
+
+@dataclass
+class Result:
+    """What a training has left behind, as far as it must not depend on what happened meanwhile."""
+    parameters: bytes
+    reports: List[bytes]  # of all iterations, without times
+    best: float  # lowest held-out loss
+    best_iteration: int
+    answers: int  # that the server has accepted since it was started last
+    seen: Dict[int, bytes] = field(default_factory=dict)  # reports as a watcher got them
+    final: Dict[int, bytes] = field(default_factory=dict)  # and as they are at the end
+
+
+class Cluster:
+    """A server and its workers in a directory. To be used in a with statement, which kills what is left."""
+
+    def __init__(self, build: Path, directory: Path, model: Model, rules: Dict[str, str]) -> None:
+        self.build, self.directory, self.model, self.rules = build, directory, model, rules
+        self.processes: Dict[str, Process] = {}
+        self.history: List[Process] = []
+        self.server_restarts = 0
+        self._channel: Any = None
+        self._address = "127.0.0.1:0"
+        self._watch_end = threading.Event()
+        self._watcher: Optional[threading.Thread] = None
+        self.seen: Dict[int, bytes] = {}
+        self.watch_errors: List[str] = []
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.history:
+            process.kill()
+        self._watch_end.set()
+        if self._watcher is not None:
+            self._watcher.join()
+
+    # --- processes
+
+    def start(self, name: str, failpoints: str = "") -> None:
+        log = self.directory / f"{name}.{len(self.history)}.log"
+        if name == "server":
+            command = [str(self.build / "server/hfopt-server"), "--address", self._address, "--state-dir",
+                       str(self.directory / "state"), "--lease", str(LEASE_SECONDS)]
+        else:
+            command = [str(self.build / "client/cli/hfopt-worker"), "--server", self._address, "--run", "r", "--worker-id", name,
+                       "--task", "digits", "--data", str(ROOT / "client/models/digits"), "--layers", self.model.layers]
+        process = Process(name, command, failpoints, log)
+        self.processes[name] = process
+        self.history.append(process)
+        if name == "server":
+            def address() -> str:
+                if process.exit_code is not None:
+                    raise Failure(f"the server ended with {process.exit_code} at its start:\n{process.output()}")
+                return process.line_after("listening on ")
+            self._address = await_condition("the server listens", address)
+            # One for each server: a channel that has failed takes seconds to try again.
+            import grpc
+            self._channel = grpc.insecure_channel(self._address, options=[("grpc.use_local_subchannel_pool", 1)])
+
+    def restart_killed(self) -> None:
+        """Starts again, without failpoints, whatever was killed: the server first."""
+        for name in ("server", *WORKERS):
+            process = self.processes.get(name)
+            if process is not None and process.was_killed():
+                self.server_restarts += name == "server"
+                self.start(name)
+
+    @property
+    def server(self) -> Process:
+        return self.processes["server"]
+
+    @property
+    def workers(self) -> List[Process]:
+        return [self.processes[name] for name in WORKERS]
+
+    # --- the client
+
+    def _stub(self) -> Any:
+        from hfopt.v1 import run_service_pb2_grpc
+        return run_service_pb2_grpc.RunServiceStub(self._channel)
+
+    def call(self, method: str, request: Any) -> Any:
+        """Answers None when there is no server."""
+        import grpc
+        try:
+            return getattr(self._stub(), method)(request, timeout=PATIENCE_SECONDS)
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAVAILABLE:
+                return None
+            raise Failure(f"{method}: {error.code().name}: {error.details()}") from error
+
+    def get(self) -> Any:
+        from hfopt.v1 import run_service_pb2
+        answer = self.call("GetRun", run_service_pb2.GetRunRequest(name="runs/r"))
+        return None if answer is None else answer.run
+
+    def begin(self) -> None:
+        """Starts everything, and the run once all workers are there. What is killed meanwhile is started again."""
+        from hfopt.v1 import run_service_pb2
+        self.start("server", self.rules.get("server", ""))
+        request = run_service_pb2.CreateRunRequest(run_id="r", options=self._options(), request_id="once")
+        await_condition("CreateRun", lambda: self.call("CreateRun", request), self.restart_killed)
+        for name in WORKERS:
+            self.start(name, self.rules.get(name, ""))
+
+        def all_connected() -> bool:
+            run = self.get()
+            return run is not None and sum(worker.connected for worker in run.workers) == len(WORKERS)
+        await_condition("all workers are connected", all_connected, self.restart_killed)
+        self._watcher = threading.Thread(target=self._watch)
+        self._watcher.start()
+        await_condition("StartRun", lambda: self.call("StartRun", run_service_pb2.StartRunRequest(name="runs/r")))
+
+    def _options(self) -> Any:
+        from hfopt.v1 import run_pb2, vector_pb2
+        options = run_pb2.RunOptions(shards=SHARDS, seed=3, element_type=vector_pb2.ElementType.Value(self.model.element_type))
+        optimizer = options.optimizer
+        optimizer.preset = run_pb2.OptimizerOptions.PRESET_PUBLISHED
+        optimizer.conjugate_gradient.max_iterations = 6
+        optimizer.conjugate_gradient.progress_tolerance = 0
+        optimizer.preconditioner.lbfgs = run_pb2.PreconditionerOptions.LBFGS_FROZEN
+        optimizer.preconditioner.memory = 4
+        optimizer.samples.initial_gradient_examples = self.model.gradient_examples
+        optimizer.samples.growth_factor = 1
+        optimizer.samples.curvature_fraction = self.model.curvature_fraction
+        # More than a step of a quadratic can give, so that every iteration has a line search.
+        optimizer.line_search.sufficient_decrease = 0.9
+        optimizer.line_search.max_tries = 4
+        optimizer.line_search.batch = 2
+        optimizer.stop.max_iterations = 4
+        return options
+
+    def _watch(self) -> None:
+        """Keeps the reports as they come, and goes on after the last one when the server was away."""
+        import grpc
+        from hfopt.v1 import run_service_pb2
+        while not self._watch_end.is_set():
+            request = run_service_pb2.WatchRunRequest(name="runs/r", after_iteration=max(self.seen, default=0))
+            try:
+                for event in self._stub().WatchRun(request, timeout=PATIENCE_SECONDS):
+                    if event.HasField("iteration"):
+                        number = event.iteration.iteration
+                        if number != len(self.seen) + 1:
+                            self.watch_errors.append(f"iteration {number} was told after {len(self.seen)}")
+                        self.seen[number] = event.iteration.SerializeToString(deterministic=True)
+                    if self._watch_end.is_set():
+                        return
+                return
+            except grpc.RpcError as error:
+                if error.code() != grpc.StatusCode.UNAVAILABLE:
+                    self.watch_errors.append(f"WatchRun: {error.code().name}: {error.details()}")
+                    return
+            self._watch_end.wait(0.01)
+
+    def is_waiting_for_workers(self) -> bool:
+        from hfopt.v1 import run_pb2
+        run = self.get()
+        return run is not None and run.state == run_pb2.RUN_STATE_WAITING_FOR_WORKERS
+
+    def iteration(self) -> int:
+        """The last finished one; a large number when the run has ended."""
+        from hfopt.v1 import run_pb2
+        run = self.get()
+        if run is None:
+            return -1
+        return sys.maxsize if run.state == run_pb2.RUN_STATE_ENDED else run.last_iteration.iteration
+
+    def finish(self) -> Result:
+        """Follows the run to its end, starting again what is killed; looks at it, and ends server and workers in good order."""
+        from hfopt.v1 import run_pb2, run_service_pb2
+
+        def over() -> bool:
+            run = self.get()
+            if run is not None and run.state == run_pb2.RUN_STATE_FAILED:
+                raise Failure(f"the run failed: {run.state_detail}")
+            return run is not None and run.state == run_pb2.RUN_STATE_ENDED
+        await_condition("the run ends", over, self.restart_killed)
+        for name in WORKERS:
+            await_condition(f"worker {name} ends", lambda: self.processes[name].exit_code == 0, self.restart_killed)
+        if over():  # with the server there: it may have been killed after its last answer
+            self._watcher.join()
+        run = self.get()
+        if run.termination.reason != run_pb2.Termination.REASON_ITERATION_BUDGET:
+            raise Failure(f"the run ended otherwise: {run.termination}")
+        reports = self._reports()
+        parameters = self._parameters()
+        self._channel.close()
+        self.server.signal(signal.SIGTERM)
+        if await_condition("the server ends", lambda: self.server.exit_code is not None) and self.server.exit_code != 0:
+            raise Failure(f"the server ended with {self.server.exit_code}:\n{self.server.output()}")
+        if self.watch_errors:
+            raise Failure("; ".join(self.watch_errors))
+        # The record adds up what the reports say, each once.
+        if abs(run.seconds.total - sum(r.seconds.total for r in reports)) > 1e-9:
+            raise Failure(f"the run has {run.seconds.total} s, its reports {[r.seconds.total for r in reports]}")
+        return Result(parameters, [_without_times(r) for r in reports], run.best_held_out_loss, run.best_iteration,
+                      sum(worker.answers for worker in run.workers), dict(self.seen),
+                      {r.iteration: r.SerializeToString(deterministic=True) for r in reports})
+
+    def _reports(self) -> List[Any]:
+        from hfopt.v1 import run_service_pb2
+        events = self._stub().WatchRun(run_service_pb2.WatchRunRequest(name="runs/r"), timeout=PATIENCE_SECONDS)
+        return [event.iteration for event in events if event.HasField("iteration")]
+
+    def _parameters(self) -> bytes:
+        from hfopt.v1 import run_service_pb2
+        request = run_service_pb2.DownloadParametersRequest(
+            name="runs/r", version=run_service_pb2.DownloadParametersRequest.VERSION_LAST)
+        chunks: List[Tuple[int, bytes]] = []
+        for message in self._stub().DownloadParameters(request, timeout=PATIENCE_SECONDS):
+            if message.HasField("chunk"):
+                chunks.append((message.chunk.offset, message.chunk.data))
+        return b"".join(data for _, data in sorted(chunks))
+
+
+def _without_times(report: Any) -> bytes:
+    copy = type(report)()
+    copy.CopyFrom(report)
+    copy.ClearField("seconds")
+    copy.ClearField("end_time")
+    copy.ClearField("reissued")
+    return copy.SerializeToString(deterministic=True)
