@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
+#define XXH_INLINE_ALL  // states on the stack, and no library whose idea of them may differ
 #include "xxhash.h"
 
 namespace hfopt::server {
