@@ -480,6 +480,7 @@ void WorkerPool::Rebalance() {
 }
 
 void WorkerPool::Dispatch(uint64_t id, Pending& pending, Worker& worker) {
+  const absl::Time now = options_.now();
   for (const NamedVectorPtr& vector : pending.unit->vectors) {
     if (worker.held.insert(vector->name).second) worker.link->SendVector(vector);
   }
@@ -493,7 +494,7 @@ void WorkerPool::Dispatch(uint64_t id, Pending& pending, Worker& worker) {
   } else if (pending.issued_before) {
     ++accounting_.reissued;
   }
-  pending.asked[worker.hello.worker_id()] = options_.now();
+  pending.asked[worker.hello.worker_id()] = now;
   pending.issued_before = true;
 }
 

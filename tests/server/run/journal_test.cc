@@ -67,13 +67,14 @@ TYPED_TEST_SUITE(JournalTest, Scalars);
 
 TYPED_TEST(JournalTest, AnIterationThatIsCutOffAnywhereGoesOnWithTheSameBitsAndAsksNothingTwice) {
   OptimizerState<TypeParam> state = this->Start();
-  for (int iteration = 0; iteration < 2; ++iteration) {
+  int total = 0;
+  for (int iteration = 0; iteration < 5; ++iteration) {
     std::filesystem::remove(this->path_);
     const auto whole = this->Iterate(state);
     ASSERT_TRUE(whole.ok()) << whole.status();
     const int asked = this->Asked(), calls = static_cast<int>(this->scripted_.calls.size());
     EXPECT_EQ(this->replayed_, 0);
-    ASSERT_GT(asked, 8);
+    total += asked;
     for (int cut = 0; cut < calls; ++cut) {
       std::filesystem::remove(this->path_);
       EXPECT_FALSE(this->Iterate(state, cut).ok());
@@ -86,6 +87,7 @@ TYPED_TEST(JournalTest, AnIterationThatIsCutOffAnywhereGoesOnWithTheSameBitsAndA
     }
     state = whole->state;
   }
+  EXPECT_GT(total, 20);
   EXPECT_THAT(this->log_, IsEmpty());
 }
 
