@@ -63,6 +63,11 @@ class LocalServer:
         if not self.address:
             raise self._error()
 
+    def failure(self) -> Optional[Error]:
+        """Why the server has ended unasked, if it has. To be asked when it cannot be reached; it may take a moment to have ended."""
+        self._reader.join(1.0)
+        return None if self._reader.is_alive() else self._error()
+
     def stop(self) -> None:
         self._stopping = True
         if self._process.poll() is None:
@@ -97,4 +102,6 @@ class LocalServer:
             self._on_failure(self._error())
 
     def _error(self) -> Error:
-        return Error(f"hfopt-server ended with code {self._process.wait()}: {self._last_line or 'it said nothing'}\nIts log: {self._log}")
+        code = self._process.wait()
+        how = f"ended with code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
+        return Error(f"hfopt-server {how}: {self._last_line or 'it said nothing'}\nIts log: {self._log}")

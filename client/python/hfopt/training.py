@@ -200,6 +200,9 @@ class _Training:
             with LocalServer(directory, fail) as server, RunClient(server.address) as client:
                 try:
                     result = self._train(client, worker, _LOCAL_RUN)
+                except Error as error:
+                    failure = server.failure() if error.code == "UNAVAILABLE" else None
+                    raise failure or error
                 except KeyboardInterrupt:
                     keep = True
                     self.progress.note("stopping ...")
