@@ -20,7 +20,8 @@ class Model(Protocol):
     Returned vectors have n elements and are sent as they are, without a copy: return a new array each time.
 
     All functions are pure: equal arguments give equal bits, in any order of calls, on every worker of a run (no dropout, no running
-    averages). They are called from one thread, the one that called `fit` or `serve`. A non-finite loss is an answer: it rejects the
+    averages). They are called from one thread, the one that called `fit` or `serve`; meanwhile others speak with the server, so a function
+    that holds Python's lock for longer than the run's lease is taken for dead. A non-finite loss is an answer: it rejects the
     step. An exception is an answer too, and stops the run with its message. A regulariser r(theta) belongs in the sums as weight * r,
     its gradient and its curvature likewise.
 
@@ -33,7 +34,7 @@ class Model(Protocol):
     """
 
     num_parameters: int
-    num_examples: Tuple[int, int]  # training, held-out; the second may be 0 only if the first iteration never ends by it
+    num_examples: Tuple[int, int]  # training, held-out, both above 0; one set may serve as both
     signature: str  # what the model is, for people and for the check that all workers of a run agree
 
     def loss(self, theta: Array, held_out: bool, indices: Array) -> Tuple[float, float, Dict[str, float]]:

@@ -28,6 +28,7 @@ from .worker import Finished, Worker
 Report = Dict[str, Any]
 
 _LOCAL_RUN = "fit"  # id of the run in a directory of its own
+_NO_OTHERS = 86400.0  # seconds of lease where nobody else could take over
 _REQUEST = "hfopt.fit"  # makes creating a run again answer the one that is there
 
 
@@ -93,7 +94,7 @@ def fit(model: Any, loss: Any = None, train_data: Any = None, heldout_data: Any 
         preset: Optional[str] = None, options: Optional[Mapping[str, Any]] = None, dtype: Any = None, seed: int = 0, shards: int = 1,
         max_iterations: Optional[int] = None, target_loss: Optional[float] = None, max_seconds: Optional[float] = None,
         initial_parameters: Any = None, directory: Any = None, resume: Optional[bool] = None,
-        server: Optional[str] = None, run: Optional[str] = None, worker_id: Optional[str] = None,
+        server: Optional[str] = None, run: Optional[str] = None, worker_id: Optional[str] = None, lease_seconds: Optional[float] = None,
         callbacks: Sequence[Callback] = (), progress: bool = True, **adapter: Any) -> Result:
     """Trains a model and returns when the training has ended.
 
@@ -118,6 +119,8 @@ def fit(model: Any, loss: Any = None, train_data: Any = None, heldout_data: Any 
                     given here; `resume=False` demands that there is none.
       server        "host:port" of a running server instead. Processes that name the same `run` there share its work: give each the same
                     arguments and `shards` of at least their number. `worker_id` is stable over restarts, and each process's own.
+      lease_seconds silence after which such a process loses its work to others, by default what the server says. The lease is renewed while
+                    the model computes, unless it holds Python's lock all the time.
 
     callbacks       each is called as callback(report, run) after every iteration, with its report (an element of Result.history) and a
                     `TrainingRun`; in this thread, between evaluations of the model, so the next iteration may be under way.
@@ -131,7 +134,7 @@ def fit(model: Any, loss: Any = None, train_data: Any = None, heldout_data: Any 
         possible = element_types(model)
         dtype = "float64" if (preset == "deterministic" and "float64" in possible) or "float32" not in possible else "float32"
     wanted = run_options(preset=preset, dtype=dtype, shards=shards, seed=seed, max_iterations=max_iterations, target_loss=target_loss,
-                         max_seconds=max_seconds, options=options)
+                         max_seconds=max_seconds, options=options, lease_seconds=_NO_OTHERS if server is None else lease_seconds)
     wanted.num_parameters = model.num_parameters
     training = _Training(model, wanted, initial_parameters, resume, callbacks, make_progress(progress))
     if server is None:

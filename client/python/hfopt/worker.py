@@ -82,7 +82,7 @@ class Worker:
             if not re.fullmatch("[a-z0-9-]{1,63}", value):
                 raise ValueError(f"{name}: '{value}' is not 1 to 63 of [a-z0-9-]")
         training, held_out = model.num_examples
-        if model.num_parameters <= 0 or training <= 0 or held_out < 0:
+        if model.num_parameters <= 0 or training <= 0 or held_out <= 0:
             raise ValueError(f"the model has {model.num_parameters} parameters, {training} training examples and {held_out} held-out "
                              "examples; it needs some")
         self.shards, self.shared_memory, self.give_up_after = tuple(shards), shared_memory, give_up_after
@@ -184,6 +184,7 @@ class Worker:
                 function()
             elif evaluation is None:
                 self._evaluator.forget(resident)
+                resident = {}  # what is released later is not to be held here
             else:
                 assert dtype is not None
                 self._finish(evaluation.vectors, self._evaluator.evaluate(evaluation, dtype))
