@@ -1,4 +1,5 @@
-"""The worker of hfopt_transport_bench in Python: a model whose products cost nothing. Arguments: ADDRESS N shared|grpc [WORKERS]"""
+"""The worker of hfopt_transport_bench in Python: a model whose products cost nothing. Arguments: ADDRESS N shared|grpc
+[WORKERS]"""
 import sys
 
 import numpy as np

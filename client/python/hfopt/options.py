@@ -23,7 +23,8 @@ def short_name(enum: EnumDescriptor, number: int) -> str:
 def run_options(*, preset: Optional[str] = None, dtype: Any = None, shards: int = 0, seed: Optional[int] = None,
                 max_iterations: Optional[int] = None, target_loss: Optional[float] = None, max_seconds: Optional[float] = None,
                 lease_seconds: Optional[float] = None, options: Optional[Mapping[str, Any]] = None) -> run_pb2.RunOptions:
-    """What CreateRun is asked for; the server fills in the rest. ValueError names the option, its value and what is allowed."""
+    """What CreateRun is asked for; the server fills in the rest. ValueError names the option, its value and what is
+    allowed."""
     result = run_pb2.RunOptions()
     if dtype is not None:
         name = np.dtype(dtype).name

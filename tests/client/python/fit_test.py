@@ -114,8 +114,8 @@ class FitTest(unittest.TestCase):
                 return f
             model.linearize = interrupting
             try:
-                hfopt.fit(model, options={FEW!r}, dtype="float64", max_iterations=4, directory={self.folder!r}, progress=False,
-                          callbacks=[lambda report, run: done.append(report)])
+                hfopt.fit(model, options={FEW!r}, dtype="float64", max_iterations=4, directory={self.folder!r},
+                          progress=False, callbacks=[lambda report, run: done.append(report)])
             except hfopt.Interrupted as interrupted:
                 print(interrupted)
                 print(interrupted.result.reason, interrupted.result.iteration)

@@ -32,7 +32,8 @@ class LeastSquaresTest(unittest.TestCase):
         A, b, solution = ill_conditioned()
         result = hfopt.least_squares(lambda x: A @ x - b, np.zeros(12), lambda x: A, gtol=1e-13)
         self.assertTrue(result.success, result)
-        # The least curvature is 1e-8, so that rounding errors of 1e-16 in a cost of 10 are errors of 1e-4 in x, and less in the gradient.
+        # The least curvature is 1e-8, so that rounding errors of 1e-16 in a cost of 10 are errors of 1e-4 in x, and
+        # less in the gradient.
         np.testing.assert_allclose(result.x, solution, rtol=0, atol=1e-3)
         self.assertAlmostEqual(result.cost, 0.5 * np.sum((A @ solution - b)**2), places=12)
         np.testing.assert_allclose(result.fun, A @ result.x - b)
