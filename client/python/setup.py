@@ -1,9 +1,11 @@
 """Builds the wheel: the modules, and the messages of proto/hfopt/v1 as Python.
 
-protoc and grpc_python_plugin on PATH are preferred to the package grpcio-tools: messages work with a runtime that is at least as new as the
-compiler they come from, so those of a distribution's compiler work with its own packages and with all later releases.
+protoc and grpc_python_plugin on PATH are preferred to the package grpcio-tools: messages work with a runtime that is at
+least as new as the compiler they come from, so those of a distribution's compiler work with its own packages and with
+all later releases.
 
-HFOPT_WHEEL_SERVER=build/release/server/hfopt-server puts that program into the wheel, for machines like the one it was built on.
+HFOPT_WHEEL_SERVER=build/release/server/hfopt-server puts that program into the wheel, for machines like the one it was
+built on.
 """
 import os
 import pathlib

@@ -1,4 +1,5 @@
-"""The worker of hfopt_transport_bench in Python: a model whose products cost nothing. Arguments: ADDRESS N shared|grpc [WORKERS]"""
+"""The worker of hfopt_transport_bench in Python: a model whose products cost nothing. Arguments: ADDRESS N shared|grpc
+[WORKERS]"""
 import sys
 
 import numpy as np
@@ -21,6 +22,9 @@ class FreeModel:
 
     gradient = loss
 
+    def weight(self, held_out, indices):
+        return len(indices)
+
     def linearize(self, theta, held_out, indices):
         def product(v):
             # Proves that the direction has come, and its product. One buffer, as answers are asked for one by one here.
@@ -31,4 +35,5 @@ class FreeModel:
 
 hfopt.keep_freed_pages()  # as the C++ worker does
 address, n, way = sys.argv[1:4]
-hfopt.Worker(FreeModel(int(n)), "transport", "w-0", shards=[0], shared_memory=way == "shared").run(address)
+worker = hfopt.Worker(FreeModel(int(n)), "transport", "w-0", shards=[0], shared_memory=way == "shared", give_up_after=5)
+worker.run(address)

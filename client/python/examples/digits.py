@@ -1,6 +1,7 @@
 #!/usr/bin/python3
-"""A classifier of handwritten digits, 64-32-10 with tanh, as hfopt wants a model: loss, gradient and Gauss-Newton product, each a sum over
-examples, in NumPy alone. The same model as task "digits" of hfopt-worker, so workers of both kinds can serve one run.
+"""A classifier of handwritten digits, 64-32-10 with tanh, as hfopt wants a model: loss, gradient and Gauss-Newton
+product, each a sum over examples, in NumPy alone. The same model as task "digits" of hfopt-worker, so workers of both
+kinds can serve one run.
 
     digits.py --data client/models/digits                                       # trains it, with a private server
     digits.py --data client/models/digits --server 127.0.0.1:7447 --run digits  # works for a run of that server
@@ -23,8 +24,9 @@ def softmax(z):
 
 
 class DigitsModel:
-    """theta holds for each layer the weights, input after input, then the biases. Computes in theta's type. In formulas: x inputs,
-    h = tanh(x W1 + b1), z = h W2 + b2, p = softmax(z), t one-hot labels, loss = -sum log p[label]; one row for each example."""
+    """theta holds for each layer the weights, input after input, then the biases. Computes in theta's type. In
+    formulas: x inputs, h = tanh(x W1 + b1), z = h W2 + b2, p = softmax(z), t one-hot labels, loss = -sum log p[label];
+    one row for each example."""
 
     num_parameters = sum((i + 1) * o for i, o in zip(LAYERS, LAYERS[1:]))
 

@@ -75,13 +75,15 @@ def check(model: Model, theta: Any = None, *, dtype: Any = None, examples: int =
           ) -> CheckReport:
     """Checks a model against itself at theta, by default its initial parameters for the seed.
 
-    On the first `examples` examples of the training data, or of the held-out data, in the given element type (by default float64 if the
-    model has it: limits are tighter): the gradient against central differences of the loss along `probes` directions of random signs; the
-    Gauss-Newton product for symmetry, linearity and positive semidefiniteness; every answer for determinism, asked twice; sums and weights
-    for consistency over two halves; squares of gradients against single examples.
+    On the first `examples` examples of the training data, or of the held-out data, in the given element type (by
+    default float64 if the model has it: limits are tighter): the gradient against central differences of the loss along
+    `probes` directions of random signs; the Gauss-Newton product for symmetry, linearity and positive semidefiniteness;
+    every answer for determinism, asked twice; sums and weights for consistency over two halves; squares of gradients
+    against single examples.
 
-    Whether the product is J'HJ and not another symmetric positive semidefinite operator cannot be seen from these answers; a product that
-    is off by a factor, or that lacks a term of the loss, may pass. Compare it with a dense J'HJ on a small example for that.
+    Whether the product is J'HJ and not another symmetric positive semidefinite operator cannot be seen from these
+    answers; a product that is off by a factor, or that lacks a term of the loss, may pass. Compare it with a dense J'HJ
+    on a small example for that.
     """
     if dtype is None:
         dtype = "float64" if "float64" in element_types(model) else "float32"
@@ -110,7 +112,8 @@ class _Checker:
         def limit(in_single: float, in_double: float) -> float:
             return in_single if single else in_double
 
-        # The limits are what correct models of both precisions stay well below, and mistakes of a factor or a missing term do not.
+        # The limits are what correct models of both precisions stay well below, and mistakes of a factor or a missing
+        # term do not.
         self.checks: Dict[str, _Worst] = {c.name: c for c in (
             _Worst("loss", limit(1e-4, 1e-9), "loss answered with the gradient against the loss alone; computed from other data or formulas"),
             _Worst("gradient", limit(2e-2, 1e-5), "u'g against central differences of the loss; wrong, or a mean where a sum is due"),
@@ -191,8 +194,8 @@ class _Checker:
         return product, weight_of(self.model, linearization, self.held_out, indices)
 
     def _slope_error(self, g: Array, u: Array) -> float:
-        """The smallest relative difference over steps from large (truncation) to small (rounding): where the two errors balance cannot be
-        known beforehand."""
+        """The smallest relative difference over steps from large (truncation) to small (rounding): where the two errors
+        balance cannot be known beforehand."""
         slope = _dot(u, g)
         # A direction nearly orthogonal to g has no slope to compare with; |g| is what a typical sign direction sees.
         scale = max(abs(slope), _norm(g))
@@ -209,9 +212,9 @@ class _Checker:
         return float(self.model.loss(theta, self.held_out, self.indices)[0])
 
     def _negative_curvature(self, G: Product, v: Array, max_products: int = 20) -> float:
-        """How far below zero the least p'Gp / |p|^2 is that CG meets on Gx = v, relative to the largest |Gp| / |p|; 0 when none is. Random
-        directions see little more than the trace. Those of CG find a single negative eigenvalue: p'Gp are the pivots of the LDL' factors of
-        the Lanczos matrix."""
+        """How far below zero the least p'Gp / |p|^2 is that CG meets on Gx = v, relative to the largest |Gp| / |p|; 0
+        when none is. Random directions see little more than the trace. Those of CG find a single negative eigenvalue:
+        p'Gp are the pivots of the LDL' factors of the Lanczos matrix."""
         tolerance = self.checks["semidefinite"].limit
         r = p = v
         least = most = 0.0

@@ -16,7 +16,8 @@ PERMANENT = frozenset({"INVALID_ARGUMENT", "FAILED_PRECONDITION", "RESOURCE_EXHA
 class Error(Exception):
     """Something that hfopt was asked for cannot be had.
 
-    `code` is the name of a gRPC status code where a server said so ("NOT_FOUND", "ALREADY_EXISTS", ...), and None otherwise.
+    `code` is the name of a gRPC status code where a server said so ("NOT_FOUND", "ALREADY_EXISTS", ...), and None
+    otherwise.
     """
 
     def __init__(self, message: str, code: Optional[str] = None):
@@ -25,7 +26,8 @@ class Error(Exception):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C stopped a training so that it can be gone on with. `directory` is where it lies, None on a remote server."""
+    """Ctrl-C stopped a training so that it can be gone on with. `directory` is where it lies, None on a remote
+    server."""
 
     def __init__(self, message: str, directory: Optional[str] = None, result: Optional[Result] = None):
         super().__init__(message)

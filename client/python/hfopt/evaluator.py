@@ -108,7 +108,7 @@ class Evaluator:
             answer.loss_sums.append(float(loss))
             answer.weight = float(weight)
             self._remember_weight(evaluation.request.slice, answer.weight)
-            for name, value in metrics.items():
+            for name, value in (metrics or {}).items():
                 sums.setdefault(name, [0.0] * len(points))[i] = float(value)
         for name, values in sorted(sums.items()):
             answer.metrics.add(name=name, sums=values)

@@ -17,7 +17,8 @@ _GRACE = 20.0  # seconds that a server may take to stop
 
 
 def find_server() -> str:
-    """Path of the program hfopt-server: the one that HFOPT_SERVER names, else the package's own, else the one on PATH."""
+    """Path of the program hfopt-server: the one that HFOPT_SERVER names, else the package's own, else the one on
+    PATH."""
     named = os.environ.get("HFOPT_SERVER")
     if named:
         if not os.access(named, os.X_OK) or os.path.isdir(named):
@@ -34,7 +35,8 @@ def find_server() -> str:
 
 
 class LocalServer:
-    """Keeps its runs in directory/server and its log in directory/server.log. Started when made; `stop` lets it finish what it writes."""
+    """Keeps its runs in directory/server and its log in directory/server.log. Started when made; `stop` lets it finish
+    what it writes."""
 
     def __init__(self, directory: str, on_failure: Callable[[Error], None]):
         """`on_failure` is told, from another thread, when the server ends unasked."""
@@ -62,6 +64,12 @@ class LocalServer:
             raise
         if not self.address:
             raise self._error()
+
+    def failure(self) -> Optional[Error]:
+        """Why the server has ended unasked, if it has. To be asked when it cannot be reached; it may take a moment to
+        have ended."""
+        self._reader.join(1.0)
+        return None if self._reader.is_alive() else self._error()
 
     def stop(self) -> None:
         self._stopping = True
@@ -97,4 +105,6 @@ class LocalServer:
             self._on_failure(self._error())
 
     def _error(self) -> Error:
-        return Error(f"hfopt-server ended with code {self._process.wait()}: {self._last_line or 'it said nothing'}\nIts log: {self._log}")
+        code = self._process.wait()
+        how = f"ended with code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
+        return Error(f"hfopt-server {how}: {self._last_line or 'it said nothing'}\nIts log: {self._log}")

@@ -12,17 +12,19 @@ class Model(Protocol):
     """Losses, gradients and Gauss-Newton products of a model, each a *sum* over the examples asked for, never a mean.
 
     In all functions
-      theta     holds the n parameters: 1-D, read-only, float32 or float64 as the run has it. It lies where it was received, perhaps in
-                memory shared with the server, so that it is valid during the call, and for a linearization until that is dropped;
+      theta     holds the n parameters: 1-D, read-only, float32 or float64 as the run has it. It lies where it was
+                received, perhaps in memory shared with the server, so that it is valid during the call, and for a
+                linearization until that is dropped;
       held_out  tells the data set: False is training, True is held-out;
-      indices   are the examples' positions in that data set, a 1-D array of int64. The order of a data set is fixed for ever: shuffle
-                once if you must (`hfopt.shuffled_indices`).
+      indices   are the examples' positions in that data set, a 1-D array of int64. The order of a data set is fixed for
+                ever: shuffle once if you must (`hfopt.shuffled_indices`).
     Returned vectors have n elements and are sent as they are, without a copy: return a new array each time.
 
-    All functions are pure: equal arguments give equal bits, in any order of calls, on every worker of a run (no dropout, no running
-    averages). They are called from one thread, the one that called `fit` or `serve`. A non-finite loss is an answer: it rejects the
-    step. An exception is an answer too, and stops the run with its message. A regulariser r(theta) belongs in the sums as weight * r,
-    its gradient and its curvature likewise.
+    All functions are pure: equal arguments give equal bits, in any order of calls, on every worker of a run (no
+    dropout, no running averages). They are called from one thread, the one that called `fit` or `serve`; meanwhile
+    others speak with the server, so a function that holds Python's lock for longer than the run's lease is taken for
+    dead. A non-finite loss is an answer: it rejects the step. An exception is an answer too, and stops the run with its
+    message. A regulariser r(theta) belongs in the sums as weight * r, its gradient and its curvature likewise.
 
     Four attributes are optional, and looked up by name:
       has_second_moment: bool       False where `gradient` cannot answer squares (default True)
@@ -33,7 +35,7 @@ class Model(Protocol):
     """
 
     num_parameters: int
-    num_examples: Tuple[int, int]  # training, held-out; the second may be 0 only if the first iteration never ends by it
+    num_examples: Tuple[int, int]  # training, held-out, both above 0; one set may serve as both
     signature: str  # what the model is, for people and for the check that all workers of a run agree
 
     def loss(self, theta: Array, held_out: bool, indices: Array) -> Tuple[float, float, Dict[str, float]]:
@@ -41,12 +43,13 @@ class Model(Protocol):
 
     def gradient(self, theta: Array, held_out: bool, indices: Array, squares: bool = False
                  ) -> Tuple[float, float, Array, Optional[Array]]:
-        """Loss sum and weight as `loss` has them, gradient sum, and with `squares` the sum of squared per-example gradients."""
+        """Loss sum and weight as `loss` has them, gradient sum, and with `squares` the sum of squared per-example
+        gradients."""
 
     def linearize(self, theta: Array, held_out: bool, indices: Array) -> Callable[[Array], Array]:
-        """The function v -> sum of J'HJ v at theta, J the Jacobian of the outputs and H the positive semidefinite Hessian of the loss
-        with respect to them. It is called many times: keep what depends on theta alone (activations, factors). It may have an
-        attribute `weight`, that of the examples."""
+        """The function v -> sum of J'HJ v at theta, J the Jacobian of the outputs and H the positive semidefinite
+        Hessian of the loss with respect to them. It is called many times: keep what depends on theta alone
+        (activations, factors). It may have an attribute `weight`, that of the examples."""
 
     def initial_parameters(self, seed: int, dtype: Any) -> Array:
         """Starting values, a pure function of the seed, in float32 or float64 as `dtype` says."""

@@ -1,4 +1,5 @@
-"""Models of functions on flat NumPy arrays: PDE-constrained and other scientific problems, least squares of residuals."""
+"""Models of functions on flat NumPy arrays: PDE-constrained and other scientific problems, least squares of
+residuals."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -71,13 +72,15 @@ def as_model(loss: Callable[..., Any], grad: Callable[..., Any], gnvp: Optional[
     """An `hfopt.Model` of functions on flat arrays; x and v have n = len(x0) elements, and x is read-only.
 
         loss(x) -> float, grad(x) -> n numbers, gnvp(x, v) -> n numbers: the Gauss-Newton product J'HJ v
-        linearize(x) -> function v -> J'HJ v, in the place of gnvp: it can keep a factorisation or a forward solution for many products
+        linearize(x) -> function v -> J'HJ v, in the place of gnvp: it can keep a factorisation or a forward solution
+        for many products
 
-    The data are one example, which counts in training and held out: the losses of `fit` are those of `loss`, and the presets to use are
-    "deterministic" and its relatives.
+    The data are one example, which counts in training and held out: the losses of `fit` are those of `loss`, and the
+    presets to use are "deterministic" and its relatives.
 
-    With `num_examples=(training, held_out)` all functions take two more arguments, `held_out` and `indices`, and answer *sums* over those
-    examples: loss(x, held_out, indices), gnvp(x, v, held_out, indices). Growing samples and shards work then.
+    With `num_examples=(training, held_out)` all functions take two more arguments, `held_out` and `indices`, and answer
+    *sums* over those examples: loss(x, held_out, indices), gnvp(x, v, held_out, indices). Growing samples and shards
+    work then.
 
     element_types: what the functions compute in; x comes in the one that the run has.
     """
@@ -120,22 +123,25 @@ def least_squares(fun: Callable[..., Any], x0: Any, jac: Any = None, *, args: Tu
                   max_seconds: Optional[float] = None, dtype: Any = "float64", preset: str = "deterministic",
                   options: Optional[Mapping[str, Any]] = None, callbacks: Sequence[Callback] = (), progress: bool = False, **where: Any
                   ) -> LeastSquaresResult:
-    """Minimises |fun(x)|^2 / 2 over x, in the manner of scipy.optimize.least_squares: by truncated Gauss-Newton, which needs the Jacobian J
-    of the residuals only as products J v and J'u.
+    """Minimises |fun(x)|^2 / 2 over x, in the manner of scipy.optimize.least_squares: by truncated Gauss-Newton, which
+    needs the Jacobian J of the residuals only as products J v and J'u.
 
     fun      fun(x, *args, **kwargs) -> residuals, m numbers; x has the n elements of x0
     jac      the Jacobian, m x n, in one of these forms:
-               a function of the arguments of fun that answers a dense array, a scipy.sparse matrix, or a LinearOperator (matvec, rmatvec);
+               a function of the arguments of fun that answers a dense array, a scipy.sparse matrix, or a
+               LinearOperator (matvec, rmatvec);
                a pair (jvp, vjp): jvp(x, v, ...) -> J v, m numbers, and vjp(x, u, ...) -> J'u, n numbers;
-               "2-point": dense, by forward differences with n more calls of fun. For small problems and only at half the digits: asked
-               for by name, never by default.
+               "2-point": dense, by forward differences with n more calls of fun. For small problems and only at half
+               the digits: asked for by name, never by default.
     gtol     ends when |J'fun| <= gtol
-    ftol     ends when the cost fell by less than ftol, relative to itself, in five iterations in a row. The default means that rounding lets
-             it fall no more: where the problem is ill-conditioned, the last digits of the cost are many digits of x
+    ftol     ends when the cost fell by less than ftol, relative to itself, in five iterations in a row. The default
+             means that rounding lets it fall no more: where the problem is ill-conditioned, the last digits of the cost
+             are many digits of x
     target_cost, max_iterations, max_seconds end it too
     where    `directory`, `resume`, `server`, `run`, `worker_id`, `shards` (1) as in `fit`
 
-    There are no bounds and no robust losses: for those use SciPy. Raises ValueError for residuals or a Jacobian of a wrong shape.
+    There are no bounds and no robust losses: for those use SciPy. Raises ValueError for residuals or a Jacobian of a
+    wrong shape.
     """
     start = np.array(x0, dtype=np.float64)
     problem = _Residuals(fun, jac, args, dict(kwargs or {}), len(np.atleast_1d(start)))

@@ -22,8 +22,9 @@ def short_name(enum: EnumDescriptor, number: int) -> str:
 
 def run_options(*, preset: Optional[str] = None, dtype: Any = None, shards: int = 0, seed: Optional[int] = None,
                 max_iterations: Optional[int] = None, target_loss: Optional[float] = None, max_seconds: Optional[float] = None,
-                options: Optional[Mapping[str, Any]] = None) -> run_pb2.RunOptions:
-    """What CreateRun is asked for; the server fills in the rest. ValueError names the option, its value and what is allowed."""
+                lease_seconds: Optional[float] = None, options: Optional[Mapping[str, Any]] = None) -> run_pb2.RunOptions:
+    """What CreateRun is asked for; the server fills in the rest. ValueError names the option, its value and what is
+    allowed."""
     result = run_pb2.RunOptions()
     if dtype is not None:
         name = np.dtype(dtype).name
@@ -35,6 +36,8 @@ def run_options(*, preset: Optional[str] = None, dtype: Any = None, shards: int 
         result.seed = seed
     if max_seconds is not None:
         result.max_wall_seconds = max_seconds
+    if lease_seconds is not None:
+        result.lease_seconds = lease_seconds
     named = {"preset": preset, "stop.max_iterations": max_iterations, "stop.target_loss": target_loss, **(options or {})}
     for key, value in named.items():
         if value is not None:

@@ -1,4 +1,5 @@
-"""Parameters in files of the safetensors format, as `hfopt params download` and the server's checkpoints have them: tensor "theta"."""
+"""Parameters in files of the safetensors format, as `hfopt params download` and the server's checkpoints have them:
+tensor "theta"."""
 from __future__ import annotations
 
 import json
@@ -15,8 +16,8 @@ _LONGEST_HEADER = 100 << 20  # the format's own limit
 
 
 def save_parameters(path: Any, parameters: Any, metadata: Optional[Mapping[str, str]] = None) -> None:
-    """Writes one vector, a Parameters or an array of float32 or float64, with texts that go with it. The file is replaced as a whole, once
-    all is on disk."""
+    """Writes one vector, a Parameters or an array of float32 or float64, with texts that go with it. The file is
+    replaced as a whole, once all is on disk."""
     texts = dict(metadata or {})
     if isinstance(parameters, Parameters):
         texts = {**parameters.metadata, "hfopt.iteration": str(parameters.iteration),
@@ -43,8 +44,8 @@ def save_parameters(path: Any, parameters: Any, metadata: Optional[Mapping[str, 
 
 
 def load_parameters(path: Any) -> Parameters:
-    """Reads what `save_parameters`, `hfopt params download` or `hfopt train` wrote, or a checkpoint of a server. ValueError, with the
-    reason, when that is no such file."""
+    """Reads what `save_parameters`, `hfopt params download` or `hfopt train` wrote, or a checkpoint of a server.
+    ValueError, with the reason, when that is no such file."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")

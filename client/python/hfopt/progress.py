@@ -1,4 +1,5 @@
-"""Shows iterations where people look: a table that is updated in a notebook, a bar on a terminal that has rich or tqdm, lines otherwise."""
+"""Shows iterations where people look: a table that is updated in a notebook, a bar on a terminal that has rich or tqdm,
+lines otherwise."""
 from __future__ import annotations
 
 import html

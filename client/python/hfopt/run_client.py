@@ -32,10 +32,12 @@ class Parameters:
 
 
 class RunClient:
-    """Runs of the server at an address ("localhost:7447", "unix:/path"). A run is named by its id ("an4", not "runs/an4").
+    """Runs of the server at an address ("localhost:7447", "unix:/path"). A run is named by its id ("an4", not
+    "runs/an4").
 
-    Every function blocks, at most `timeout` seconds but for transfers of parameters and `watch`, and raises hfopt.Error when the server
-    refuses or is not there. Thread-safe. The connection is made at the first call, and belongs to the process that made it.
+    Every function blocks, at most `timeout` seconds but for transfers of parameters and `watch`, and raises hfopt.Error
+    when the server refuses or is not there. Thread-safe. The connection is made at the first call, and belongs to the
+    process that made it.
     """
 
     def __init__(self, address: str, timeout: float = 30.0):
@@ -55,8 +57,9 @@ class RunClient:
         self.close()
 
     def create(self, run_id: str, options: run_pb2.RunOptions, request_id: str = "") -> run_pb2.Run:
-        """Answers the run with every option filled in. ALREADY_EXISTS when there is one of this id with other options. `request_id` is for
-        callers that repeat the call after a failure: any text unique to this creation; empty: a random one."""
+        """Answers the run with every option filled in. ALREADY_EXISTS when there is one of this id with other options.
+        `request_id` is for callers that repeat the call after a failure: any text unique to this creation; empty: a
+        random one."""
         return self._call("CreateRun", run_id=run_id, options=options, request_id=request_id or uuid.uuid4().hex).run
 
     def get(self, run_id: str) -> run_pb2.Run:
@@ -91,8 +94,9 @@ class RunClient:
 
     def watch(self, run_id: str, after_iteration: int = 0, stopped: Callable[[], bool] = lambda: False, give_up_after: float = 600.0
               ) -> Iterator[Union[run_pb2.IterationReport, run_pb2.Run]]:
-        """Reports of iterations after `after_iteration`, each once and in order, and the run at each change of its state, until it has ended
-        or failed: also across broken streams and restarts of the server, unless it was away for `give_up_after` seconds."""
+        """Reports of iterations after `after_iteration`, each once and in order, and the run at each change of its
+        state, until it has ended or failed: also across broken streams and restarts of the server, unless it was away
+        for `give_up_after` seconds."""
         pause, lost_since = 0.1, None
         while True:
             begin = time.monotonic()
@@ -134,7 +138,8 @@ class RunClient:
         return self._call("UploadParameters", timeout=None, messages=messages()).run
 
     def download_parameters(self, run_id: str, version: Union[str, int] = "best") -> Parameters:
-        """The best parameters (lowest held-out loss), the "last" ones, or those after a certain iteration if they are kept."""
+        """The best parameters (lowest held-out loss), the "last" ones, or those after a certain iteration if they are
+        kept."""
         asked = {"iteration": version} if isinstance(version, int) else {"version": _VERSIONS[version]}
         header, assembler = None, None
         try:

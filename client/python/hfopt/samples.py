@@ -1,4 +1,5 @@
-"""Which examples a request is about, and the shuffle of a data set: the rules of proto/hfopt/v1/evaluation.proto and proto/testdata."""
+"""Which examples a request is about, and the shuffle of a data set: the rules of proto/hfopt/v1/evaluation.proto and
+proto/testdata."""
 from __future__ import annotations
 
 import numpy as np
@@ -25,8 +26,8 @@ class SplitMix64:
 
 
 def shuffled_indices(seed: int, n: int) -> Array:
-    """The numbers 0 .. n - 1, n < 2^32, in an order that depends on the seed alone, as the C++ client has it (`ShuffledIndices`): Fisher and
-    Yates, drawn from SplitMix64."""
+    """The numbers 0 .. n - 1, n < 2^32, in an order that depends on the seed alone, as the C++ client has it
+    (`ShuffledIndices`): Fisher and Yates, drawn from SplitMix64."""
     with np.errstate(over="ignore"):
         z = np.uint64(seed % 2**64) + np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -42,7 +43,8 @@ def shuffled_indices(seed: int, n: int) -> Array:
 
 
 def window_indices(examples: int, shard: int, shards: int, begin: int, count: int) -> Array:
-    """The `count` examples from position `begin` of a shard on, which wrap round inside it. ValueError for a window that is none."""
+    """The `count` examples from position `begin` of a shard on, which wrap round inside it. ValueError for a window
+    that is none."""
     if shard >= shards:
         raise ValueError(f"slice: shard {shard} is not one of {shards}")
     lo, hi = shard * examples // shards, (shard + 1) * examples // shards

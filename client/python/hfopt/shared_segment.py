@@ -1,8 +1,9 @@
 """Memory that the server and a worker of its machine have mapped, so that vectors need not travel: SharedSegment of
 proto/hfopt/v1/vector.proto, where layout and states are told; the worker's side.
 
-States are read and written as aligned 32-bit words. A compare-and-swap is not needed: of the slots that a worker writes, it alone changes the
-states FREE and WRITING. What it wrote is ordered before the message that names the slot by the system calls that send and receive it."""
+States are read and written as aligned 32-bit words. A compare-and-swap is not needed: of the slots that a worker
+writes, it alone changes the states FREE and WRITING. What it wrote is ordered before the message that names the slot by
+the system calls that send and receive it."""
 from __future__ import annotations
 
 import fcntl
@@ -21,7 +22,8 @@ _FREE, _WRITING, _HANDED_OVER = 0, 1, 2
 
 
 def host_name() -> str:
-    """Hello.host: this machine and its namespace of process ids; empty where that cannot be known or memory cannot be shared."""
+    """Hello.host: this machine and its namespace of process ids; empty where that cannot be known or memory cannot be
+    shared."""
     if not hasattr(fcntl, "F_GET_SEALS"):
         return ""
     try:
@@ -32,10 +34,12 @@ def host_name() -> str:
 
 
 class SharedSegment:
-    """Slots in another process's memory. It stays mapped as long as the segment or an array that looks at it is there."""
+    """Slots in another process's memory. It stays mapped as long as the segment or an array that looks at it is
+    there."""
 
     def __init__(self, description: vector_pb2.SharedSegment, writes: bool):
-        """Raises OSError or ValueError, with the reason, when what is there is not what was described; nothing was used then."""
+        """Raises OSError or ValueError, with the reason, when what is there is not what was described; nothing was used
+        then."""
         slots, slot_bytes = description.slots, description.slot_bytes
         if not 0 < slots <= _MOST_SLOTS or not 0 < slot_bytes <= _MOST_BYTES // slots:
             raise ValueError(f"a shared segment of {slots} slots of {slot_bytes} bytes")
@@ -43,7 +47,8 @@ class SharedSegment:
         self._stride = -(-slot_bytes // _PAGE) * _PAGE
         size = _PAGE + self._stride * slots
         path = f"/proc/{description.process_id}/fd/{description.file_descriptor}"
-        # Whatever else may have that number, a pipe or a device: not to wait, and nothing but sealed memory of this size and token.
+        # Whatever else may have that number, a pipe or a device: not to wait, and nothing but sealed memory of this
+        # size and token.
         fd = os.open(path, (os.O_RDWR if writes else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         try:
             seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)

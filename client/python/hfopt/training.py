@@ -28,12 +28,13 @@ from .worker import Finished, Worker
 Report = Dict[str, Any]
 
 _LOCAL_RUN = "fit"  # id of the run in a directory of its own
+_NO_OTHERS = 86400.0  # seconds of lease where nobody else could take over
 _REQUEST = "hfopt.fit"  # makes creating a run again answer the one that is there
 
 
 class History(List[Report]):
-    """One report for each iteration: a dict of numbers, with the names of hfopt.v1.IterationReport, nested ones joined by points
-    ("held_out_loss", "metrics.errors", "cost.example_passes", "seconds.total", ...)."""
+    """One report for each iteration: a dict of numbers, with the names of hfopt.v1.IterationReport, nested ones joined
+    by points ("held_out_loss", "metrics.errors", "cost.example_passes", "seconds.total", ...)."""
 
     def to_frame(self) -> Any:
         """As a pandas.DataFrame, indexed by the iteration."""
@@ -93,45 +94,51 @@ def fit(model: Any, loss: Any = None, train_data: Any = None, heldout_data: Any 
         preset: Optional[str] = None, options: Optional[Mapping[str, Any]] = None, dtype: Any = None, seed: int = 0, shards: int = 1,
         max_iterations: Optional[int] = None, target_loss: Optional[float] = None, max_seconds: Optional[float] = None,
         initial_parameters: Any = None, directory: Any = None, resume: Optional[bool] = None,
-        server: Optional[str] = None, run: Optional[str] = None, worker_id: Optional[str] = None,
+        server: Optional[str] = None, run: Optional[str] = None, worker_id: Optional[str] = None, lease_seconds: Optional[float] = None,
         callbacks: Sequence[Callback] = (), progress: bool = True, **adapter: Any) -> Result:
     """Trains a model and returns when the training has ended.
 
     What is trained
-      model         an `hfopt.Model`; or a torch.nn.Module, or a function of JAX with its `params`: `hfopt.torch.as_model` and
-                    `hfopt.jax.as_model` make a model of these, with `loss`, `train_data`, `heldout_data` and any further keywords. A
-                    module has the parameters of the result afterwards.
+      model         an `hfopt.Model`; or a torch.nn.Module, or a function of JAX with its `params`:
+                    `hfopt.torch.as_model` and `hfopt.jax.as_model` make a model of these, with `loss`, `train_data`,
+                    `heldout_data` and any further keywords. A module has the parameters of the result afterwards.
 
     How
-      preset        "accelerated" (growing samples, short solves: learning from much data; the default), "deterministic" (all data, long
-                    solves: ill-conditioned least squares) or "published" (Kingsbury 2012: the baseline).
-      options       any option of the optimizer by name, as `hfopt train --set` has them: {"preconditioner.lbfgs": "frozen"};
-                    `hfopt.option_names()` lists them, core/optimizer_options.h explains them.
-      dtype         "float32" or "float64"; by default float64 for the preset "deterministic" and float32 otherwise, if the model has it.
+      preset        "accelerated" (growing samples, short solves: learning from much data; the default), "deterministic"
+                    (all data, long solves: ill-conditioned least squares) or "published" (Kingsbury 2012: the
+                    baseline).
+      options       any option of the optimizer by name, as `hfopt train --set` has them: {"preconditioner.lbfgs":
+                    "frozen"}; `hfopt.option_names()` lists them, core/optimizer_options.h explains them.
+      dtype         "float32" or "float64"; by default float64 for the preset "deterministic" and float32 otherwise, if
+                    the model has it.
       seed          of the model's initial parameters, unless `initial_parameters` are given: a vector.
       shards        logical shards of the data. The result depends on it, and on nothing else about workers.
       max_iterations, target_loss (a mean, on all held-out data), max_seconds: when to end.
 
     Where
-      directory     of the private server: checkpoints, log. By default a temporary one, removed at the end. Given a directory that holds a
-                    training with the same options, `fit` goes on with it. `resume=True` demands one and takes its options instead of those
-                    given here; `resume=False` demands that there is none.
-      server        "host:port" of a running server instead. Processes that name the same `run` there share its work: give each the same
-                    arguments and `shards` of at least their number. `worker_id` is stable over restarts, and each process's own.
+      directory     of the private server: checkpoints, log. By default a temporary one, removed at the end. Given a
+                    directory that holds a training with the same options, `fit` goes on with it. `resume=True` demands
+                    one and takes its options instead of those given here; `resume=False` demands that there is none.
+      server        "host:port" of a running server instead. Processes that name the same `run` there share its work:
+                    give each the same arguments and `shards` of at least their number. `worker_id` is stable over
+                    restarts, and each process's own.
+      lease_seconds silence after which such a process loses its work to others, by default what the server says. The
+                    lease is renewed while the model computes, unless it holds Python's lock all the time.
 
-    callbacks       each is called as callback(report, run) after every iteration, with its report (an element of Result.history) and a
-                    `TrainingRun`; in this thread, between evaluations of the model, so the next iteration may be under way.
+    callbacks       each is called as callback(report, run) after every iteration, with its report (an element of
+                    Result.history) and a `TrainingRun`; in this thread, between evaluations of the model, so the next
+                    iteration may be under way.
     progress        whether it is shown; on standard error, or in the notebook.
 
-    Ctrl-C stops a training so that it can be gone on with, and raises hfopt.Interrupted, a KeyboardInterrupt that says how. Raises
-    hfopt.Error when the run failed or the server cannot be had; ValueError for options.
+    Ctrl-C stops a training so that it can be gone on with, and raises hfopt.Interrupted, a KeyboardInterrupt that says
+    how. Raises hfopt.Error when the run failed or the server cannot be had; ValueError for options.
     """
     module, model = model, _as_model(model, loss, train_data, heldout_data, adapter)
     if dtype is None:
         possible = element_types(model)
         dtype = "float64" if (preset == "deterministic" and "float64" in possible) or "float32" not in possible else "float32"
     wanted = run_options(preset=preset, dtype=dtype, shards=shards, seed=seed, max_iterations=max_iterations, target_loss=target_loss,
-                         max_seconds=max_seconds, options=options)
+                         max_seconds=max_seconds, options=options, lease_seconds=_NO_OTHERS if server is None else lease_seconds)
     wanted.num_parameters = model.num_parameters
     training = _Training(model, wanted, initial_parameters, resume, callbacks, make_progress(progress))
     if server is None:
@@ -146,8 +153,9 @@ def fit(model: Any, loss: Any = None, train_data: Any = None, heldout_data: Any 
 
 
 def serve(model: Model, run: str, server: str = "localhost:7447", worker_id: Optional[str] = None, **worker_options: Any) -> Finished:
-    """Works for a run of a server until it ends; `hfopt.Worker` has the options. The run is created, started and watched elsewhere, for
-    example by `hfopt run create`. Ctrl-C leaves; what is done then is done by other workers, or waits for this one."""
+    """Works for a run of a server until it ends; `hfopt.Worker` has the options. The run is created, started and
+    watched elsewhere, for example by `hfopt run create`. Ctrl-C leaves; what is done then is done by other workers, or
+    waits for this one."""
     return Worker(model, run, worker_id, **worker_options).run(server)
 
 
@@ -200,6 +208,9 @@ class _Training:
             with LocalServer(directory, fail) as server, RunClient(server.address) as client:
                 try:
                     result = self._train(client, worker, _LOCAL_RUN)
+                except Error as error:
+                    failure = server.failure() if error.code == "UNAVAILABLE" else None
+                    raise failure or error
                 except KeyboardInterrupt:
                     keep = True
                     self.progress.note("stopping ...")

@@ -56,12 +56,12 @@ class _Session:
 
 # Three threads, one lock:
 #   - the reader dials, reads, and dials again; it alone decides how everything ends, by setting _outcome;
-#   - a thread of gRPC asks _requests for what to write: answers and, when nothing was sent for a third of the lease, a renewal;
-#   - the thread that called `run` computes.
-# _changed guards what they share, and is held neither in a call of gRPC that may block nor in a call of the model.
+#   - a thread of gRPC asks _requests for what to write: answers and, when nothing was sent for a third of the lease, a
+# renewal;   - the thread that called `run` computes. _changed guards what they share, and is held neither in a call of
+# gRPC that may block nor in a call of the model.
 class Worker:
-    """Serves one run with a model: dials the server, answers its requests, and dials again whenever the session breaks, without losing
-    vectors that it holds or answers that it computed.
+    """Serves one run with a model: dials the server, answers its requests, and dials again whenever the session breaks,
+    without losing vectors that it holds or answers that it computed.
 
         Worker(model, run="digits", worker_id="host-1").run("localhost:7447")
 
@@ -72,7 +72,8 @@ class Worker:
     shared_memory       whether vectors may be handed over in shared memory by a server on this machine
     max_linearizations  kept at once; each is as large as the model makes it
     give_up_after       seconds without a lasting session after which `run` raises
-    log        told, in one line for people, when a session begins, is lost or is tried again; called from threads of the worker
+    log        told, in one line for people, when a session begins, is lost or is tried again; called from threads of
+               the worker
     """
 
     def __init__(self, model: Model, run: str, worker_id: Optional[str] = None, *, shards: Iterable[int] = (), shared_memory: bool = True,
@@ -82,7 +83,7 @@ class Worker:
             if not re.fullmatch("[a-z0-9-]{1,63}", value):
                 raise ValueError(f"{name}: '{value}' is not 1 to 63 of [a-z0-9-]")
         training, held_out = model.num_examples
-        if model.num_parameters <= 0 or training <= 0 or held_out < 0:
+        if model.num_parameters <= 0 or training <= 0 or held_out <= 0:
             raise ValueError(f"the model has {model.num_parameters} parameters, {training} training examples and {held_out} held-out "
                              "examples; it needs some")
         self.shards, self.shared_memory, self.give_up_after = tuple(shards), shared_memory, give_up_after
@@ -108,7 +109,8 @@ class Worker:
         self.uses_shared_memory = False  # in the session that is, or was last
 
     def run(self, address: str) -> Finished:
-        """Blocks until the run ends or the worker has left. The model is called from this thread only. To be called once.
+        """Blocks until the run ends or the worker has left. The model is called from this thread only. To be called
+        once.
 
         Raises hfopt.Error when the server refuses for good (its message says why), and after `give_up_after`.
         """
@@ -133,8 +135,9 @@ class Worker:
         return self._outcome
 
     def leave(self) -> None:
-        """Leaves: the running computation is finished and answered, requests not yet begun are left to other workers, and `run` returns
-        DRAINED. A second call does not wait for the server any more. From any thread, and from a signal handler."""
+        """Leaves: the running computation is finished and answered, requests not yet begun are left to other workers,
+        and `run` returns DRAINED. A second call does not wait for the server any more. From any thread, and from a
+        signal handler."""
         self._check_process()
         with self._changed:
             self._queue.clear()
@@ -146,7 +149,8 @@ class Worker:
             call.cancel()
 
     def call_soon(self, function: Callable[[], None]) -> None:
-        """Has the computing thread call a function between two evaluations. What it raises ends `run`. From any thread."""
+        """Has the computing thread call a function between two evaluations. What it raises ends `run`. From any
+        thread."""
         with self._changed:
             self._calls.append(function)
             self._changed.notify_all()
@@ -184,14 +188,15 @@ class Worker:
                 function()
             elif evaluation is None:
                 self._evaluator.forget(resident)
+                resident = {}  # what is released later is not to be held here
             else:
                 assert dtype is not None
                 self._finish(evaluation.vectors, self._evaluator.evaluate(evaluation, dtype))
 
     def _finish(self, vectors: Vectors, evaluated: Evaluated) -> None:
         with self._changed:
-            # A request that was queued before a vector was released or its session broke brings back what was dropped then: it goes
-            # before the next one, which may name a vector of the same content in other memory.
+            # A request that was queued before a vector was released or its session broke brings back what was dropped
+            # then: it goes before the next one, which may name a vector of the same content in other memory.
             if any(self._resident.get(name) is not vector for name, vector in vectors.items()):
                 self._released = True
             self._running = None

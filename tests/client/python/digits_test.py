@@ -8,6 +8,7 @@ import numpy as np
 
 import digits
 import hfopt
+from hfopt.samples import window_indices
 
 SOURCE = pathlib.Path(os.environ["HFOPT_SOURCE_FOLDER"])
 
@@ -68,6 +69,11 @@ class DigitsModelTest(unittest.TestCase):
         for case in vectors["generator"]:
             generator = hfopt.SplitMix64(int(case["seed"]))
             self.assertEqual([str(generator.next()) for _ in case["next"]], case["next"])
+
+    def test_windows_are_those_published(self):
+        for case in json.loads((SOURCE / "proto/testdata/windows.json").read_text())["windows"]:
+            where = [case[name] for name in ("examples", "shard", "shards", "begin", "count")]
+            self.assertEqual(window_indices(*where).tolist(), case["indices"])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """hfopt.fit and least_squares with the real server."""
 import io
+import multiprocessing
 import os
 import pathlib
 import signal
@@ -113,8 +114,8 @@ class FitTest(unittest.TestCase):
                 return f
             model.linearize = interrupting
             try:
-                hfopt.fit(model, options={FEW!r}, dtype="float64", max_iterations=4, directory={self.folder!r}, progress=False,
-                          callbacks=[lambda report, run: done.append(report)])
+                hfopt.fit(model, options={FEW!r}, dtype="float64", max_iterations=4, directory={self.folder!r},
+                          progress=False, callbacks=[lambda report, run: done.append(report)])
             except hfopt.Interrupted as interrupted:
                 print(interrupted)
                 print(interrupted.result.reason, interrupted.result.iteration)
@@ -170,6 +171,43 @@ class FitTest(unittest.TestCase):
                                      ({"HFOPT_SERVER": "/bin/false"}, "hfopt-server ended with code 1")):
             with self.subTest(message), mock.patch.dict(os.environ, environment), self.assertRaisesRegex(hfopt.Error, message):
                 self.fit()
+
+    def test_says_so_when_the_server_is_killed(self):
+        servers = []
+
+        def kill(report, run):
+            if report["iteration"] == 1:
+                os.kill(servers[0]._process.pid, signal.SIGKILL)
+
+        start = LocalServer.__init__
+
+        def remember(server, *arguments):
+            servers.append(server)
+            start(server, *arguments)
+
+        with mock.patch.object(LocalServer, "__init__", remember), self.assertRaisesRegex(
+                hfopt.Error, f"(?s)hfopt-server was ended by SIGKILL: .*Its log: {self.folder}/server.log\nTo go on: .*resume=True"):
+            self.fit(directory=self.folder, callbacks=[kill])
+        np.testing.assert_array_equal(self.fit(directory=self.folder, resume=True).parameters, self.fit().parameters)
+
+    def test_the_model_may_fork(self):
+        gradient = self.model.gradient
+
+        def forking(*arguments):
+            with multiprocessing.get_context("fork").Pool(2) as pool:
+                self.assertEqual(pool.map(abs, [-1, 2, -3]), [1, 2, 3])
+            return gradient(*arguments)
+
+        self.model.gradient = forking
+        forked = self.fit(max_iterations=2)
+        self.model.gradient = gradient
+        np.testing.assert_array_equal(forked.parameters, self.fit(max_iterations=2).parameters)
+
+    def test_a_forked_process_may_train(self):
+        process = multiprocessing.get_context("fork").Process(target=lambda: self.fit(max_iterations=1))
+        process.start()
+        process.join(60)
+        self.assertEqual(process.exitcode, 0)
 
     def test_begins_from_given_parameters(self):
         theta = self.model.initial_parameters(5, np.float64)

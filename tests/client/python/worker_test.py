@@ -336,6 +336,18 @@ class WorkerTest(unittest.TestCase):
         told = [line for line in log if "broke the protocol" in line]
         self.assertEqual(len(told), len(offences), told)
 
+    def test_says_what_is_wrong(self):
+        for arguments, message in (({"run": "A b"}, "run: 'A b' is not 1 to 63 of"), ({"worker_id": ""}, None), ({"worker_id": "x_y"}, "worker_id: 'x_y'")):
+            with self.subTest(arguments):
+                if message is None:
+                    self.assertRegex(hfopt.Worker(self.model, "digits", "").worker_id, f"-{os.getpid()}$")
+                    continue
+                with self.assertRaisesRegex(ValueError, message):
+                    hfopt.Worker(self.model, **{"run": "digits", **arguments})
+        self.model.num_examples = (1400, 0)
+        with self.assertRaisesRegex(ValueError, "2410 parameters, 1400 training examples and 0 held-out examples; it needs some"):
+            hfopt.Worker(self.model, "digits")
+
     def test_gives_up_after_a_while(self):
         self.worker = hfopt.Worker(self.model, "digits", "py-1", give_up_after=0.15)
         with self.assertRaisesRegex(hfopt.Error, "gave up, no lasting session for 0.15 s; the last error: .*"):
