@@ -77,11 +77,12 @@ class TorchModel(_adapter.Adapter):
     Args:
       loss: one of hfopt.losses; or torch.nn.CrossEntropyLoss, MSELoss or BCEWithLogitsLoss; or a function (outputs,
         targets) -> losses of shape (examples,), together with output_curvature (hfopt.losses.custom).
-      train_data, heldout_data: a pair (inputs, targets) of tensors or arrays, each of them also a tuple or dict of
-        tensors; a TensorDataset; any dataset with __len__ and __getitem__, made into batches as DataLoader does; a
-        DataLoader, of which the dataset and collate_fn are taken, and nothing else. Of a batch the last element is the
-        targets and those before are the inputs; a tuple of inputs is called as module(*inputs), a dict as
-        module(**inputs). The first axis of all outputs is the examples.
+      train_data, heldout_data: a tuple (inputs, targets) of tensors or arrays, each of them also a tuple or dict of
+        such; a TensorDataset; any dataset of examples with __len__ and __getitem__ (a list is one), made into batches as
+        DataLoader does; a DataLoader, of which the dataset and collate_fn are taken, and nothing else. Of a batch the
+        last element is the targets and those before are the inputs; a tuple of inputs is called as module(*inputs), a
+        dict as module(**inputs). The first axis of all outputs is the examples. A residual function gets whole batches.
+        Not copied: they must not change.
       unpack: batch -> (inputs, targets), for batches of another form.
       batch_size: examples in one forward pass; the memory in use grows with it, and with max_kept_bytes.
       device: where to compute; default: where the module is.
@@ -126,9 +127,8 @@ class TorchModel(_adapter.Adapter):
         product: str = "auto",
         signature: Optional[str] = None,
     ):
-        module = getattr(
-            module, "_orig_mod", module
-        )  # the module that torch.compile wraps: compiled code has no second derivatives
+        # The module that torch.compile wraps, if it does: compiled code has no second derivatives.
+        module = getattr(module, "_orig_mod", module)
         _check_module(module)
         if product not in ("auto", "double-backward", "func"):
             raise ValueError(f'product is {product!r}; give "auto", "double-backward" or "func"')
@@ -150,7 +150,7 @@ class TorchModel(_adapter.Adapter):
         self._batch_size = _adapter.check_positive("batch_size", batch_size)
         self._max_kept_bytes = max_kept_bytes
         self._data = [
-            _Data(name, data, unpack if self._loss.function is None else _whole, seed)
+            _Data(name, data, unpack or (None if self._loss.function is None else _whole), seed)
             for name, data, seed in zip(
                 ("train_data", "heldout_data"),
                 (train_data, heldout_data),
@@ -556,8 +556,13 @@ class _Data:
         collate: Callable[[Any], Any] = torch.utils.data.default_collate
         self.fetch: Callable[[Array], Any]
         if isinstance(data, torch.utils.data.DataLoader):
-            data, collate = data.dataset, data.collate_fn or collate
-        if isinstance(data, torch.utils.data.TensorDataset):
+            if data.batch_sampler is None and not isinstance(data.dataset, torch.utils.data.IterableDataset):
+                raise ValueError(
+                    f"{name} is a DataLoader(batch_size=None), whose dataset has whole batches as elements; give one "
+                    "of examples"
+                )
+            data, collate = data.dataset, data.collate_fn
+        if isinstance(data, torch.utils.data.TensorDataset) and collate is torch.utils.data.default_collate:
             data = data.tensors
         if isinstance(data, torch.utils.data.IterableDataset) or not (
             hasattr(data, "__getitem__") and hasattr(data, "__len__")
@@ -568,7 +573,7 @@ class _Data:
                 "into memory)"
             )
         if isinstance(data, (torch.Tensor, np.ndarray, dict)) or (
-            isinstance(data, (tuple, list)) and len(data) and _is_arrays(data)
+            isinstance(data, tuple) and data and _is_arrays(data)
         ):
             tensors = [torch.as_tensor(x) for x in losses.flatten(data)]
             sizes = sorted({len(x) for x in tensors})

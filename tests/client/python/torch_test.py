@@ -304,7 +304,6 @@ class DataTest(unittest.TestCase):
         expected = self.loss((self.X, self.Y))
         tensors = torch.utils.data.TensorDataset(self.X, self.Y)
         for data in (
-            [self.X, self.Y],
             (self.X.numpy(), self.Y.numpy()),
             tensors,
             Map(),
@@ -320,6 +319,18 @@ class DataTest(unittest.TestCase):
         collate = lambda examples: (torch.stack([x for x, _ in examples]), torch.tensor([int(y) for _, y in examples]))
         pairs = [(x, str(int(y))) for x, y in zip(self.X, self.Y)]
         self.assertEqual(self.loss(torch.utils.data.DataLoader(pairs, collate_fn=collate)), self.loss((self.X, self.Y)))
+
+    def test_a_list_is_a_dataset_of_examples(self):
+        pairs = list(zip(self.X, random(9, 4)))
+        theta = hfopt.torch.flat(mlp(4, 4), np.float64)
+        model = hfopt.torch.as_model(mlp(4, 4), losses.squared_error(), pairs, pairs, shuffle=None)
+        expected = sum(((mlp(4, 4).double()(x) - y) ** 2).sum() / 2 for x, y in pairs[2:4])
+        self.assertAlmostEqual(model.loss(theta, False, np.array([2, 3]))[0], float(expected))
+
+    def test_does_not_forget_the_collate_function_of_tensors(self):
+        collate = lambda examples: (torch.stack([2 * x for x, _ in examples]), torch.stack([y for _, y in examples]))
+        loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(self.X, self.Y), collate_fn=collate)
+        self.assertEqual(self.loss(loader), self.loss((2 * self.X, self.Y)))
 
     def test_unpacks_batches_of_other_forms(self):
         data = {"x": self.X, "y": self.Y}
@@ -367,6 +378,8 @@ class DataTest(unittest.TestCase):
     def test_refuses_what_does_not_fit(self):
         with self.assertRaisesRegex(ValueError, "train_data: tensors of 4 and 9 examples"):
             self.loss((self.X, self.Y[:4]))
+        with self.assertRaisesRegex(ValueError, r"train_data is a DataLoader\(batch_size=None\)"):
+            self.loss(torch.utils.data.DataLoader([(self.X, self.Y)], batch_size=None))
         with self.assertRaisesRegex(ValueError, "train_data is empty"):
             self.loss((self.X[:0], self.Y[:0]))
         model = hfopt.torch.as_model(mlp(), losses.cross_entropy(), (self.X, self.Y), (self.X, self.Y))
