@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """A physics-informed network in JAX, on the problem of pinn_convection_torch.py, which says what it is:
 
-    u_t + 30 u_x = 0 for 0 < x < 2 pi, 0 < t < 1,   u(x, 0) = sin x,   u(0, t) = u(2 pi, t);   u = sin(x - 30 t).
+u_t + 30 u_x = 0 for 0 < x < 2 pi, 0 < t < 1,   u(x, 0) = sin x,   u(0, t) = u(2 pi, t);   u = sin(x - 30 t).
 
-    python3 client/python/examples/pinn_convection_jax.py
+python3 client/python/examples/pinn_convection_jax.py
 """
+
 import argparse
 import functools
 import math
@@ -19,8 +20,9 @@ EXAMPLES = 4
 
 
 def points(seed: int = 1) -> dict:
-    """Arrays (examples, points, 2) of (x, t): one point in each cell of a 30 x 30 grid, and the middles of intervals on the boundary. Dealt into
-    four examples, so that each has its share of every kind and its loss is such a sum as the whole."""
+    """Arrays (examples, points, 2) of (x, t): one point in each cell of a 30 x 30 grid, and the middles of intervals on
+    the boundary. Dealt into four examples, so that each has its share of every kind and its loss is such a sum as the
+    whole."""
     random = np.random.default_rng(seed)
     cells = np.stack(np.meshgrid(np.arange(30), np.arange(30), indexing="ij"), axis=-1).reshape(-1, 2)
     inside = (cells + random.random((900, 2))) / 30 * [2 * math.pi, 1]
@@ -71,14 +73,23 @@ def relative_error(params) -> float:
 def make_model(widths=(2, 50, 50, 50, 1)):
     import hfopt.jax
     import hfopt.losses
+
     data = points()  # also the held-out data: there is no noise, hence nothing to overfit but the choice of points
     start = functools.partial(initialize, widths=widths)
-    return hfopt.jax.as_model(network, start(jax.random.PRNGKey(0)), hfopt.losses.residuals(residuals), data, data, batch_size=EXAMPLES,
-                              initialize=start)
+    return hfopt.jax.as_model(
+        network,
+        start(jax.random.PRNGKey(0)),
+        hfopt.losses.residuals(residuals),
+        data,
+        data,
+        batch_size=EXAMPLES,
+        initialize=start,
+    )
 
 
 def main():
     import hfopt
+
     parser = argparse.ArgumentParser(description="Solves the convection equation by a physics-informed network.")
     parser.add_argument("--max-seconds", type=float, default=120)
     parser.add_argument("--seed", type=int, default=1, help="of the initial parameters")
@@ -93,8 +104,11 @@ def main():
 
     result = hfopt.fit(model, preset="deterministic", max_seconds=flags.max_seconds, seed=flags.seed, callbacks=[watch])
     theta = result.parameters
-    print(f"relative L2 error {relative_error(model.unflatten(theta)):.4f} after {time.process_time() - begin:.0f} s of this process's CPU"
-          + (f", below 2 % after {reached[0]:.0f} s" if reached else ""))
+    print(
+        f"relative L2 error {relative_error(model.unflatten(theta)):.4f} after {time.process_time() - begin:.0f} s of "
+        "this process's CPU"
+        + (f", below 2 % after {reached[0]:.0f} s" if reached else "")
+    )
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
-"""A physics-informed network (Raissi, Perdikaris & Karniadakis 2019) in PyTorch, on a problem that defeats Adam and L-BFGS
-(Krishnapriyan, Gholami, Zhe, Kirby & Mahoney 2021): convection,
+"""A physics-informed network (Raissi, Perdikaris & Karniadakis 2019) in PyTorch, on a problem that defeats Adam and
+L-BFGS (Krishnapriyan, Gholami, Zhe, Kirby & Mahoney 2021): convection,
 
     u_t + 30 u_x = 0 for 0 < x < 2 pi, 0 < t < 1,   u(x, 0) = sin x,   u(0, t) = u(2 pi, t);   u = sin(x - 30 t).
 
     python3 client/python/examples/pinn_convection_torch.py
 
-The same problem as `hfopt train --task pinn-convection` (client/models/pinn.h): a network 2-50-50-50-1 with tanh units in float64; loss
-= mean (u_t + 30 u_x)^2 over 900 points + mean (u - sin x)^2 over 128 points at t = 0 + mean (u(0, t) - u(2 pi, t))^2 over 64 times. The
-points are dealt into four examples, so that each has its share of every kind and its loss is such a sum too.
+The same problem as `hfopt train --task pinn-convection` (client/models/pinn.h): a network 2-50-50-50-1 with tanh units
+in float64; loss = mean (u_t + 30 u_x)^2 over 900 points + mean (u - sin x)^2 over 128 points at t = 0 + mean (u(0, t) -
+u(2 pi, t))^2 over 64 times. The points are dealt into four examples, so that each has its share of every kind and its
+loss is such a sum too.
 """
+
 import argparse
 import math
 import time
@@ -22,7 +24,8 @@ EXAMPLES = 4
 
 
 def points(seed: int = 1) -> dict:
-    """Arrays (examples, points, 2) of (x, t): one point in each cell of a 30 x 30 grid, and the middles of intervals on the boundary."""
+    """Arrays (examples, points, 2) of (x, t): one point in each cell of a 30 x 30 grid, and the middles of intervals on
+    the boundary."""
     random = np.random.default_rng(seed)
     cells = np.stack(np.meshgrid(np.arange(30), np.arange(30), indexing="ij"), axis=-1).reshape(-1, 2)
     inside = (cells + random.random((900, 2))) / 30 * [2 * math.pi, 1]
@@ -50,6 +53,7 @@ def initialize(module: torch.nn.Module) -> None:
 def residuals(u, batch) -> tuple:
     """Residuals whose half squares add up to the loss of each example; u is the network."""
     import hfopt.torch
+
     examples = len(batch["inside"])
     inside = batch["inside"].reshape(-1, 2)
     direction = torch.tensor([SPEED, 1.0], dtype=inside.dtype, device=inside.device).expand(inside.shape)
@@ -64,7 +68,11 @@ def residuals(u, batch) -> tuple:
 
 def relative_error(module: torch.nn.Module) -> float:
     """|u - u*| / |u*| over a grid of 101 x 101 points."""
-    x, t = torch.meshgrid(torch.linspace(0, 2 * math.pi, 101, dtype=torch.float64), torch.linspace(0, 1, 101, dtype=torch.float64), indexing="ij")
+    x, t = torch.meshgrid(
+        torch.linspace(0, 2 * math.pi, 101, dtype=torch.float64),
+        torch.linspace(0, 1, 101, dtype=torch.float64),
+        indexing="ij",
+    )
     exact = torch.sin(x - SPEED * t)
     with torch.no_grad():
         return float(torch.linalg.norm(module(torch.stack([x, t], dim=-1))[..., 0] - exact) / torch.linalg.norm(exact))
@@ -73,6 +81,7 @@ def relative_error(module: torch.nn.Module) -> float:
 def make_model(module: torch.nn.Module):
     import hfopt.losses
     import hfopt.torch
+
     data = points()  # also the held-out data: there is no noise, hence nothing to overfit but the choice of points
     return hfopt.torch.as_model(module, hfopt.losses.residuals(residuals), data, data, initialize=initialize)
 
@@ -80,6 +89,7 @@ def make_model(module: torch.nn.Module):
 def main():
     import hfopt
     import hfopt.torch
+
     parser = argparse.ArgumentParser(description="Solves the convection equation by a physics-informed network.")
     parser.add_argument("--max-seconds", type=float, default=120)
     parser.add_argument("--seed", type=int, default=1, help="of the initial parameters")
@@ -95,8 +105,11 @@ def main():
 
     result = hfopt.fit(model, preset="deterministic", max_seconds=flags.max_seconds, seed=flags.seed, callbacks=[watch])
     theta = result.parameters
-    print(f"relative L2 error {relative_error(hfopt.torch.load(module, theta)):.4f} after {time.process_time() - begin:.0f} s of this process's CPU"
-          + (f", below 2 % after {reached[0]:.0f} s" if reached else ""))
+    print(
+        f"relative L2 error {relative_error(hfopt.torch.load(module, theta)):.4f} after "
+        f"{time.process_time() - begin:.0f} s of this process's CPU"
+        + (f", below 2 % after {reached[0]:.0f} s" if reached else "")
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """What the adapters hfopt.torch and hfopt.jax have in common; needs NumPy alone."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -21,7 +22,9 @@ class Adapter:
     def _check(self, vector: Array, dtype: Any = None) -> Array:
         vector = np.asarray(vector)
         if vector.shape != (self.num_parameters,):
-            raise ValueError(f"a vector of shape {vector.shape} for a model of {self.num_parameters} trainable parameters")
+            raise ValueError(
+                f"a vector of shape {vector.shape} for a model of {self.num_parameters} trainable parameters"
+            )
         if vector.dtype not in ((np.float32, np.float64) if dtype is None else (dtype,)):
             raise TypeError(f"a vector of {vector.dtype}; give {'float32 or float64' if dtype is None else dtype}")
         return vector
@@ -54,17 +57,22 @@ class Sums:
         self._parts: List[Tuple[Any, Any, Dict[str, Any]]] = []
 
     def add(self, terms: Tuple[Any, Any, Dict[str, Any]]) -> None:
-        self._parts.append((self._total(terms[0]), self._total(terms[1]), {name: self._total(x) for name, x in terms[2].items()}))
+        self._parts.append(
+            (self._total(terms[0]), self._total(terms[1]), {name: self._total(x) for name, x in terms[2].items()})
+        )
 
     def values(self) -> Tuple[float, float, Dict[str, float]]:
         names = self._parts[0][2] if self._parts else {}
-        return (sum((float(p[0]) for p in self._parts), 0.0), number(sum(float(p[1]) for p in self._parts)),
-                {name: sum((float(p[2][name]) for p in self._parts), 0.0) for name in names})
+        return (
+            sum((float(p[0]) for p in self._parts), 0.0),
+            number(sum(float(p[1]) for p in self._parts)),
+            {name: sum((float(p[2][name]) for p in self._parts), 0.0) for name in names},
+        )
 
 
 def shuffled_indices(seed: int, n: int) -> Array:
-    """0 .. n - 1 in the order of proto/testdata/shuffle.json: Fisher and Yates, drawn from SplitMix64. The same on every machine and in
-    every language, so that all workers of a run agree on the examples' order."""
+    """0 .. n - 1 in the order of proto/testdata/shuffle.json: Fisher and Yates, drawn from SplitMix64. The same on
+    every machine and in every language, so that all workers of a run agree on the examples' order."""
     size = np.arange(n, 1, -1, dtype=np.uint64)  # the i-th draw is from 0 .. size[i] - 1
     with np.errstate(over="ignore"):
         z = np.uint64(seed % 2**64) + np.arange(1, len(size) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -80,7 +88,7 @@ def shuffled_indices(seed: int, n: int) -> Array:
 
 
 def micro_batches(indices: Array, size: int) -> Iterator[Array]:
-    return (indices[i:i + size] for i in range(0, len(indices), size))
+    return (indices[i : i + size] for i in range(0, len(indices), size))
 
 
 def number(weight: float) -> Union[int, float]:

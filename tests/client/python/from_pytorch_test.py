@@ -1,4 +1,5 @@
 """The code of client/python/from-pytorch.md runs as it is printed."""
+
 import contextlib
 import io
 import os

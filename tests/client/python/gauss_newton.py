@@ -1,4 +1,5 @@
 """What the tests of the adapters share: derivatives checked against finite differences and a dense J'HJ."""
+
 import importlib
 import unittest
 
@@ -14,7 +15,9 @@ def check_gradient(test, model, theta, indices, held_out=False, directions=3):
     for _ in range(directions):
         v = random.standard_normal(len(theta))
         up, down = (model.loss(theta + s * h * v, held_out, indices)[0] for s in (1, -1))
-        test.assertAlmostEqual((up - down) / (2 * h), gradient @ v, delta=1e-6 * np.linalg.norm(gradient) * np.linalg.norm(v) + 1e-7)
+        test.assertAlmostEqual(
+            (up - down) / (2 * h), gradient @ v, delta=1e-6 * np.linalg.norm(gradient) * np.linalg.norm(v) + 1e-7
+        )
 
 
 def dense_product(product, n):
@@ -24,13 +27,15 @@ def dense_product(product, n):
 
 def numerical_jacobian(function, theta, h=1e-6):
     """Central differences of function, which returns an array of any shape: (size, n)."""
-    return np.stack([(function(theta + h * e) - function(theta - h * e)).ravel() / (2 * h) for e in np.eye(len(theta))], axis=1)
+    return np.stack(
+        [(function(theta + h * e) - function(theta - h * e)).ravel() / (2 * h) for e in np.eye(len(theta))], axis=1
+    )
 
 
 def check_squares(test, model, theta, indices):
     """The sum of squared gradients of the examples is that of gradients one by one."""
     squares = model.gradient(theta, False, indices, True)[3]
-    single = [model.gradient(theta, False, np.array([i]), False)[2]**2 for i in indices]
+    single = [model.gradient(theta, False, np.array([i]), False)[2] ** 2 for i in indices]
     np.testing.assert_allclose(squares, sum(single), rtol=1e-9, atol=1e-12)
 
 
@@ -40,7 +45,11 @@ def check_pure(test, model, theta, indices):
     for array in theta, v:
         array.flags.writeable = False
     other = (1.5 * theta).astype(theta.dtype)
-    first = model.loss(theta, False, indices), model.gradient(theta, False, indices, True), model.linearize(theta, False, indices)
+    first = (
+        model.loss(theta, False, indices),
+        model.gradient(theta, False, indices, True),
+        model.linearize(theta, False, indices),
+    )
     product = first[2](v)
     model.gradient(other, True, indices[:1], False), model.linearize(other, True, indices[:1])(v)
     test.assertEqual(first[0], model.loss(theta, False, indices))
@@ -74,7 +83,8 @@ def check_empty(test, model, theta):
 
 
 def require(name, remedy, importer):
-    """The module `name`. Without it the test file that imports this is skipped: exit status 77, if it is the program that runs."""
+    """The module `name`. Without it the test file that imports this is skipped: exit status 77, if it is the program
+    that runs."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

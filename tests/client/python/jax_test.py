@@ -1,4 +1,5 @@
 """hfopt.jax: derivatives against finite differences and a dense J'HJ, padding, data sets, refusals."""
+
 import functools
 import os
 import pathlib
@@ -22,7 +23,10 @@ RANDOM = np.random.default_rng(1)
 
 
 def layers(*widths):
-    return [{"weights": RANDOM.standard_normal((i, o)) / np.sqrt(i), "biases": RANDOM.standard_normal(o) / 2} for i, o in zip(widths, widths[1:])]
+    return [
+        {"weights": RANDOM.standard_normal((i, o)) / np.sqrt(i), "biases": RANDOM.standard_normal(o) / 2}
+        for i, o in zip(widths, widths[1:])
+    ]
 
 
 def mlp(params, x):
@@ -47,7 +51,9 @@ def words(params, inputs):
 
 def wave(u, batch):
     """u_tt - 4 u_xx for points in rows, and a value; derivatives of second order."""
-    along = lambda d: jax.jvp(lambda p: jax.jvp(u, (p,), (jnp.broadcast_to(d, p.shape),))[1], (batch,), (jnp.broadcast_to(d, batch.shape),))[1]
+    along = lambda d: jax.jvp(
+        lambda p: jax.jvp(u, (p,), (jnp.broadcast_to(d, p.shape),))[1], (batch,), (jnp.broadcast_to(d, batch.shape),)
+    )[1]
     x, t = jnp.array([1.0, 0.0], batch.dtype), jnp.array([0.0, 1.0], batch.dtype)
     return (along(t) - 4 * along(x))[:, 0], u(batch)
 
@@ -56,12 +62,28 @@ X, Y = RANDOM.standard_normal((8, 4)), RANDOM.integers(3, size=8)
 CASES = {
     "mlp": (mlp, layers(4, 5, 3), losses.cross_entropy(), (X, Y)),
     "squared error": (mlp, layers(4, 5, 3), losses.squared_error(), (X, RANDOM.standard_normal((8, 3)))),
-    "bernoulli": (mlp, layers(4, 5, 3), losses.binary_cross_entropy(), (X, RANDOM.integers(2, size=(8, 3)).astype(float))),
-    "convnet": (convnet, {"kernel": RANDOM.standard_normal((2, 1, 3, 3)), "weights": RANDOM.standard_normal((8, 3))}, losses.cross_entropy(),
-                (RANDOM.standard_normal((8, 1, 4, 4)), Y)),
+    "bernoulli": (
+        mlp,
+        layers(4, 5, 3),
+        losses.binary_cross_entropy(),
+        (X, RANDOM.integers(2, size=(8, 3)).astype(float)),
+    ),
+    "convnet": (
+        convnet,
+        {"kernel": RANDOM.standard_normal((2, 1, 3, 3)), "weights": RANDOM.standard_normal((8, 3))},
+        losses.cross_entropy(),
+        (RANDOM.standard_normal((8, 1, 4, 4)), Y),
+    ),
     "tied": (tied, {"weights": RANDOM.standard_normal((4, 3))}, losses.squared_error(), (X, X)),
-    "words": (words, {"embedding": RANDOM.standard_normal((6, 3)), "out": RANDOM.standard_normal((3, 3))}, losses.cross_entropy(ignore_index=2),
-              ({"words": RANDOM.integers(6, size=(8, 5)), "mask": RANDOM.integers(2, size=(8, 5))}, RANDOM.integers(3, size=(8, 5)))),
+    "words": (
+        words,
+        {"embedding": RANDOM.standard_normal((6, 3)), "out": RANDOM.standard_normal((3, 3))},
+        losses.cross_entropy(ignore_index=2),
+        (
+            {"words": RANDOM.integers(6, size=(8, 5)), "mask": RANDOM.integers(2, size=(8, 5))},
+            RANDOM.integers(3, size=(8, 5)),
+        ),
+    ),
     "wave": (mlp, layers(2, 5, 1), losses.residuals(wave), RANDOM.standard_normal((8, 2))),
 }
 
@@ -93,8 +115,10 @@ class DerivativesTest(unittest.TestCase):
 
                 @jax.jit
                 def outputs(vector):
-                    params = jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(model._params), jnp.split(vector, np.cumsum(
-                        [p.size for p in jax.tree_util.tree_leaves(model._params)])[:-1]))
+                    params = jax.tree_util.tree_unflatten(
+                        jax.tree_util.tree_structure(model._params),
+                        jnp.split(vector, np.cumsum([p.size for p in jax.tree_util.tree_leaves(model._params)])[:-1]),
+                    )
                     params = jax.tree_util.tree_map(lambda p, like: p.reshape(like.shape), params, model._params)
                     if loss.function:
                         return jnp.concatenate([r.ravel() for r in loss.function(lambda x: apply(params, x), batch)])
@@ -105,7 +129,9 @@ class DerivativesTest(unittest.TestCase):
                 hessian = np.eye(z.size) if loss.function else np.asarray(jax.hessian(value)(z.ravel()))
             dense = jacobian.T @ hessian @ jacobian
             product = model.linearize(theta, False, INDICES)
-            np.testing.assert_allclose(check.dense_product(product, len(theta)), dense, rtol=1e-6, atol=1e-7 * np.abs(dense).max())
+            np.testing.assert_allclose(
+                check.dense_product(product, len(theta)), dense, rtol=1e-6, atol=1e-7 * np.abs(dense).max()
+            )
 
     def test_sums_squared_gradients_of_examples(self):
         for _, model, theta in self.each():
@@ -121,7 +147,9 @@ class DerivativesTest(unittest.TestCase):
     def test_the_batch_size_changes_rounding_alone(self):
         for name in "words", "wave":
             with self.subTest(name):
-                check.check_batching(self, functools.partial(make, name), make(name).initial_parameters(1, np.float64), INDICES)
+                check.check_batching(
+                    self, functools.partial(make, name), make(name).initial_parameters(1, np.float64), INDICES
+                )
 
     def test_nothing_of_nothing(self):
         for _, model, theta in self.each():
@@ -146,8 +174,10 @@ class DerivativesTest(unittest.TestCase):
         answer = regular.gradient(theta, False, INDICES, True)
         self.assertAlmostEqual(answer[0], loss + weight * 0.125 * theta @ theta)
         np.testing.assert_allclose(answer[2], gradient + weight * 0.25 * theta)
-        np.testing.assert_allclose(regular.linearize(theta, False, INDICES)(theta),
-                                   plain.linearize(theta, False, INDICES)(theta) + weight * 0.25 * theta)
+        np.testing.assert_allclose(
+            regular.linearize(theta, False, INDICES)(theta),
+            plain.linearize(theta, False, INDICES)(theta) + weight * 0.25 * theta,
+        )
         check.check_gradient(self, regular, theta, INDICES)
         check.check_squares(self, regular, theta, INDICES)
 
@@ -159,15 +189,23 @@ class DerivativesTest(unittest.TestCase):
             return jnp.tanh(x @ w1 + b1) @ w2 + b2
 
         theta = example.initial_parameters(1, np.float64)
-        model = hfopt.jax.as_model(apply, example._split(theta), losses.cross_entropy(), *example.data, shuffle=None, batch_size=128)
+        model = hfopt.jax.as_model(
+            apply, example._split(theta), losses.cross_entropy(), *example.data, shuffle=None, batch_size=128
+        )
         np.testing.assert_array_equal(model.initial_parameters(5), theta)
         indices, v = np.arange(100, 300), np.random.default_rng(1).standard_normal(len(theta))
         for held_out in False, True:
-            for a, b in zip(model.gradient(theta, held_out, indices, True), example.gradient(theta, held_out, indices, True)):
+            for a, b in zip(
+                model.gradient(theta, held_out, indices, True), example.gradient(theta, held_out, indices, True)
+            ):
                 np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
             self.assertEqual(model.loss(theta, held_out, indices)[2], example.loss(theta, held_out, indices)[2])
-            np.testing.assert_allclose(model.linearize(theta, held_out, indices)(v), example.linearize(theta, held_out, indices)(v), rtol=1e-9,
-                                       atol=1e-12)
+            np.testing.assert_allclose(
+                model.linearize(theta, held_out, indices)(v),
+                example.linearize(theta, held_out, indices)(v),
+                rtol=1e-9,
+                atol=1e-12,
+            )
 
 
 class ModelTest(unittest.TestCase):
@@ -180,7 +218,9 @@ class ModelTest(unittest.TestCase):
             return x @ params
 
         data = RANDOM.standard_normal((300, 2)), RANDOM.standard_normal((300, 1))
-        model = hfopt.jax.as_model(apply, np.ones((2, 1), np.float32), losses.squared_error(), data, data, batch_size=128)
+        model = hfopt.jax.as_model(
+            apply, np.ones((2, 1), np.float32), losses.squared_error(), data, data, batch_size=128
+        )
         theta = model.initial_parameters(1)
         for count in range(1, 301):
             self.assertEqual(model.loss(theta, False, np.arange(count))[1], count)
@@ -192,8 +232,14 @@ class ModelTest(unittest.TestCase):
         params = model.unflatten(theta)
         np.testing.assert_array_equal(params["kernel"], CASES["convnet"][1]["kernel"])
         np.testing.assert_array_equal(model.flatten(params), theta)
-        np.testing.assert_array_equal(theta, np.asarray(jax.flatten_util.ravel_pytree(params)[0]).astype(np.float64)
-                                      if jax.config.jax_enable_x64 else np.concatenate([params["kernel"].ravel(), params["weights"].ravel()]))
+        np.testing.assert_array_equal(
+            theta,
+            (
+                np.asarray(jax.flatten_util.ravel_pytree(params)[0]).astype(np.float64)
+                if jax.config.jax_enable_x64
+                else np.concatenate([params["kernel"].ravel(), params["weights"].ravel()])
+            ),
+        )
 
     def test_initializes_by_seed(self):
         model = make("tied", initialize=lambda key: {"weights": jax.random.normal(key, (4, 3))})
@@ -203,10 +249,19 @@ class ModelTest(unittest.TestCase):
 
     def test_the_signature_tells_models_and_data_apart(self):
         apply, params, loss, data = CASES["mlp"]
-        make_signature = lambda p=params, l=loss, d=data, **options: hfopt.jax.as_model(apply, p, l, d, d, **options).signature
+        make_signature = lambda p=params, l=loss, d=data, **options: hfopt.jax.as_model(
+            apply, p, l, d, d, **options
+        ).signature
         self.assertEqual(make_signature(), make_signature())
-        others = [make_signature(), make_signature(layers(4, 3, 3)), make_signature(l=losses.cross_entropy(axis=1)), make_signature(d=(2 * X, Y)),
-                  make_signature(d=(X[:7], Y[:7])), make_signature(regularization=1), make_signature(frozen="b")]
+        others = [
+            make_signature(),
+            make_signature(layers(4, 3, 3)),
+            make_signature(l=losses.cross_entropy(axis=1)),
+            make_signature(d=(2 * X, Y)),
+            make_signature(d=(X[:7], Y[:7])),
+            make_signature(regularization=1),
+            make_signature(frozen="b"),
+        ]
         self.assertEqual(len(set(others)), len(others))
         self.assertEqual(make_signature(signature="mine"), "mine")
 
@@ -216,7 +271,12 @@ class ModelTest(unittest.TestCase):
             (TypeError, "train_data is ndarray; give a pair", (apply, params, loss, X, data), {}),
             (ValueError, "train_data: arrays of 7 and 8 examples", (apply, params, loss, (X[:7], Y), data), {}),
             (ValueError, "heldout_data is empty", (apply, params, loss, data, (X[:0], Y[:0])), {}),
-            (ValueError, r"params\['steps'\] is int64; trainable", (apply, {"steps": np.arange(3)}, loss, data, data), {}),
+            (
+                ValueError,
+                r"params\['steps'\] is int64; trainable",
+                (apply, {"steps": np.arange(3)}, loss, data, data),
+                {},
+            ),
             (ValueError, "batch_size is 0", (apply, params, loss, data, data), {"batch_size": 0}),
             (ValueError, "regularization is -1", (apply, params, loss, data, data), {"regularization": -1}),
             (ValueError, "a loss of your own needs output_curvature", (apply, params, lambda z, t: z, data, data), {}),

@@ -1,4 +1,6 @@
-"""hfopt.losses: values against plain formulas and the libraries' own, H against second differences, in PyTorch and in JAX."""
+"""hfopt.losses: values against plain formulas and the libraries' own, H against second differences, in PyTorch and in
+JAX."""
+
 import unittest
 
 import numpy as np
@@ -17,6 +19,7 @@ class Torch:
 
     def __init__(self):
         import torch
+
         self.torch, self.array = torch, torch.from_numpy
 
     def hessian(self, f, z):
@@ -27,6 +30,7 @@ class Torch:
 
     def exact(self):
         import contextlib
+
         return contextlib.nullcontext()
 
 
@@ -35,6 +39,7 @@ class Jax:
     def __init__(self):
         import hfopt.jax
         import jax
+
         self.jax, self.exact = jax, lambda: hfopt.jax._enable_x64(True)
         self.array = jax.numpy.asarray
 
@@ -70,7 +75,9 @@ class LossesTest:
     def check(self, loss, z, targets, values, weights, metrics):
         """Terms of each example; the product with H, column by column, against the Hessian of the loss."""
         z = self.library.array(z)
-        targets = tuple(self.library.array(t) for t in targets) if isinstance(targets, tuple) else self.library.array(targets)
+        targets = (
+            tuple(self.library.array(t) for t in targets) if isinstance(targets, tuple) else self.library.array(targets)
+        )
         terms = loss.terms(z, targets)
         np.testing.assert_allclose(terms[0], values, rtol=1e-12)
         np.testing.assert_allclose(terms[1], weights, rtol=1e-12)
@@ -79,49 +86,113 @@ class LossesTest:
             np.testing.assert_allclose(terms[2][name], expected, rtol=1e-12)
         total = lambda x: loss.terms(x, targets)[0].sum()
         size = int(np.prod(z.shape))
-        product = np.stack([np.asarray(loss.curvature(z, targets, self.library.array(e.reshape(z.shape)))).ravel() for e in np.eye(size)], axis=1)
+        product = np.stack(
+            [
+                np.asarray(loss.curvature(z, targets, self.library.array(e.reshape(z.shape)))).ravel()
+                for e in np.eye(size)
+            ],
+            axis=1,
+        )
         np.testing.assert_allclose(product, self.library.hessian(total, z), atol=1e-12)
         self.assertGreaterEqual(np.linalg.eigvalsh(product).min(), -1e-12)
 
     def test_cross_entropy(self):
         taken = LABELS != -100
         nll = -np.take_along_axis(log_softmax(Z), np.where(taken, LABELS, 0)[..., None], axis=-1)[..., 0]
-        wrong = (Z.argmax(axis=-1) != LABELS)
-        self.check(losses.cross_entropy(), Z, LABELS, (taken * nll).sum(axis=1), taken.sum(axis=1), {"errors": (taken * wrong).sum(axis=1)})
+        wrong = Z.argmax(axis=-1) != LABELS
+        self.check(
+            losses.cross_entropy(),
+            Z,
+            LABELS,
+            (taken * nll).sum(axis=1),
+            taken.sum(axis=1),
+            {"errors": (taken * wrong).sum(axis=1)},
+        )
         w = taken * WEIGHTS
-        self.check(losses.cross_entropy(weighted=True), Z, (LABELS, WEIGHTS), (w * nll).sum(axis=1), w.sum(axis=1),
-                   {"errors": (w * wrong).sum(axis=1)})
+        self.check(
+            losses.cross_entropy(weighted=True),
+            Z,
+            (LABELS, WEIGHTS),
+            (w * nll).sum(axis=1),
+            w.sum(axis=1),
+            {"errors": (w * wrong).sum(axis=1)},
+        )
         c = taken * np.array([1, 2, 0.5])[np.where(taken, LABELS, 0)]
-        self.check(losses.cross_entropy(class_weights=(1, 2, 0.5)), Z, LABELS, (c * nll).sum(axis=1), c.sum(axis=1),
-                   {"errors": (c * wrong).sum(axis=1)})
-        self.check(losses.cross_entropy(axis=1), Z.swapaxes(1, 2), LABELS, (taken * nll).sum(axis=1), taken.sum(axis=1),
-                   {"errors": (taken * wrong).sum(axis=1)})
-        self.check(losses.cross_entropy(ignore_index=1), Z[:, 0], LABELS[:, 2], np.where(LABELS[:, 2] == 1, 0, -log_softmax(Z[:, 0])[
-            np.arange(5), LABELS[:, 2]]), LABELS[:, 2] != 1, {"errors": (LABELS[:, 2] != 1) & (Z[:, 0].argmax(axis=1) != LABELS[:, 2])})
+        self.check(
+            losses.cross_entropy(class_weights=(1, 2, 0.5)),
+            Z,
+            LABELS,
+            (c * nll).sum(axis=1),
+            c.sum(axis=1),
+            {"errors": (c * wrong).sum(axis=1)},
+        )
+        self.check(
+            losses.cross_entropy(axis=1),
+            Z.swapaxes(1, 2),
+            LABELS,
+            (taken * nll).sum(axis=1),
+            taken.sum(axis=1),
+            {"errors": (taken * wrong).sum(axis=1)},
+        )
+        self.check(
+            losses.cross_entropy(ignore_index=1),
+            Z[:, 0],
+            LABELS[:, 2],
+            np.where(LABELS[:, 2] == 1, 0, -log_softmax(Z[:, 0])[np.arange(5), LABELS[:, 2]]),
+            LABELS[:, 2] != 1,
+            {"errors": (LABELS[:, 2] != 1) & (Z[:, 0].argmax(axis=1) != LABELS[:, 2])},
+        )
 
     def test_binary_cross_entropy(self):
         p = sigmoid(Z)
         each = -T * np.log(p) - (1 - T) * np.log(1 - p)
-        metrics = {"errors": (Z > 0) != (T > 0.5), "squared_error": (p - T)**2}
+        metrics = {"errors": (Z > 0) != (T > 0.5), "squared_error": (p - T) ** 2}
         total = lambda x: x.reshape(5, -1).sum(axis=1)
-        self.check(losses.binary_cross_entropy(), Z, T, total(each), np.ones(5), {k: total(m) for k, m in metrics.items()})
-        self.check(losses.binary_cross_entropy(mean=True), Z, T, total(each) / 12, np.ones(5), {k: total(m) / 12 for k, m in metrics.items()})
+        self.check(
+            losses.binary_cross_entropy(), Z, T, total(each), np.ones(5), {k: total(m) for k, m in metrics.items()}
+        )
+        self.check(
+            losses.binary_cross_entropy(mean=True),
+            Z,
+            T,
+            total(each) / 12,
+            np.ones(5),
+            {k: total(m) / 12 for k, m in metrics.items()},
+        )
         w = WEIGHTS[:, 0]
-        self.check(losses.binary_cross_entropy(weighted=True), Z, (T, w), w * total(each), w, {k: w * total(m) for k, m in metrics.items()})
+        self.check(
+            losses.binary_cross_entropy(weighted=True),
+            Z,
+            (T, w),
+            w * total(each),
+            w,
+            {k: w * total(m) for k, m in metrics.items()},
+        )
 
     def test_squared_error(self):
-        square = lambda w=1: (w * (Z - T)**2).reshape(5, -1).sum(axis=1)
+        square = lambda w=1: (w * (Z - T) ** 2).reshape(5, -1).sum(axis=1)
         self.check(losses.squared_error(), Z, T, square() / 2, np.ones(5), {"squared_error": square()})
         self.check(losses.squared_error(mean=True), Z, T, square() / 24, np.ones(5), {"squared_error": square() / 12})
         w = square(WEIGHTS[..., None])
-        self.check(losses.squared_error(weighted=True), Z, (T, WEIGHTS), w / 2, WEIGHTS.sum(axis=1), {"squared_error": w})
+        self.check(
+            losses.squared_error(weighted=True), Z, (T, WEIGHTS), w / 2, WEIGHTS.sum(axis=1), {"squared_error": w}
+        )
 
     def test_custom(self):
-        value = lambda z, t: ((z - t)**4).sum((1, 2))  # convex
-        self.check(losses.custom(value, "hessian"), Z, T, ((Z - T)**4).sum(axis=(1, 2)), np.ones(5), {})
-        self.check(losses.custom(value, lambda z, t, d: 12 * (z - t)**2 * d), Z, T, ((Z - T)**4).sum(axis=(1, 2)), np.ones(5), {})
+        value = lambda z, t: ((z - t) ** 4).sum((1, 2))  # convex
+        self.check(losses.custom(value, "hessian"), Z, T, ((Z - T) ** 4).sum(axis=(1, 2)), np.ones(5), {})
+        self.check(
+            losses.custom(value, lambda z, t, d: 12 * (z - t) ** 2 * d),
+            Z,
+            T,
+            ((Z - T) ** 4).sum(axis=(1, 2)),
+            np.ones(5),
+            {},
+        )
         whole = lambda z, t: (value(z, t), t[:, 0, 0], {"top": z[:, 0, 0]})
-        self.check(losses.custom(whole, "hessian"), Z, T, ((Z - T)**4).sum(axis=(1, 2)), T[:, 0, 0], {"top": Z[:, 0, 0]})
+        self.check(
+            losses.custom(whole, "hessian"), Z, T, ((Z - T) ** 4).sum(axis=(1, 2)), T[:, 0, 0], {"top": Z[:, 0, 0]}
+        )
 
     def test_residuals(self):
         loss = losses.residuals(np.sin)
@@ -132,11 +203,17 @@ class LossesTest:
 
     def test_refuses_shapes_that_do_not_fit(self):
         z, t = self.library.array(Z), self.library.array(T)
-        with self.assertRaisesRegex(ValueError, r"SquaredError: outputs of shape \(5, 4, 3\) and targets of shape \(4, 3\)"):
+        with self.assertRaisesRegex(
+            ValueError, r"SquaredError: outputs of shape \(5, 4, 3\) and targets of shape \(4, 3\)"
+        ):
             losses.squared_error().terms(z, t[0])
-        with self.assertRaisesRegex(ValueError, r"outputs \(5, 4, 3\) with classes on axis -1 need labels of shape \(5, 4\), not \(5, 3\)"):
+        with self.assertRaisesRegex(
+            ValueError, r"outputs \(5, 4, 3\) with classes on axis -1 need labels of shape \(5, 4\), not \(5, 3\)"
+        ):
             losses.cross_entropy().terms(z, self.library.array(LABELS[:, :3]))
-        with self.assertRaisesRegex(ValueError, r"the loss has shape \(5, 4\); give one value for each of the 5 examples"):
+        with self.assertRaisesRegex(
+            ValueError, r"the loss has shape \(5, 4\); give one value for each of the 5 examples"
+        ):
             losses.custom(lambda z, t: z.sum(-1), "hessian").terms(z, t)
 
 
@@ -148,18 +225,29 @@ class TorchLossesTest(LossesTest, unittest.TestCase):
         labels, t = torch_array(LABELS), torch_array(T)
         classes = z.transpose(1, 2)
         weights = torch.tensor([1, 2, 0.5], dtype=torch.float64)
-        for criterion, outputs, targets in ((torch.nn.CrossEntropyLoss(), classes, labels), (torch.nn.CrossEntropyLoss(), z[:, 0], labels[:, 0]),
-                                            (torch.nn.CrossEntropyLoss(weight=weights, ignore_index=1), z[:, 0], labels[:, 2]),
-                                            (torch.nn.MSELoss(), z, t), (torch.nn.BCEWithLogitsLoss(), z, t)):
+        for criterion, outputs, targets in (
+            (torch.nn.CrossEntropyLoss(), classes, labels),
+            (torch.nn.CrossEntropyLoss(), z[:, 0], labels[:, 0]),
+            (torch.nn.CrossEntropyLoss(weight=weights, ignore_index=1), z[:, 0], labels[:, 2]),
+            (torch.nn.MSELoss(), z, t),
+            (torch.nn.BCEWithLogitsLoss(), z, t),
+        ):
             loss = losses.as_loss(criterion)
             values, counts, _ = loss.terms(outputs, targets)
             self.assertAlmostEqual(float(values.sum() / counts.sum()), float(criterion(outputs, targets)), places=12)
             direction = torch.ones_like(outputs).cumsum(-1)
             total = lambda x: loss.terms(x, targets)[0].sum()
             expected = self.library.hessian(total, outputs) @ direction.numpy().ravel()
-            np.testing.assert_allclose(loss.curvature(outputs, targets, direction).numpy().ravel(), expected, atol=1e-12)
-        for criterion in (torch.nn.L1Loss(), torch.nn.CrossEntropyLoss(label_smoothing=0.1), torch.nn.BCEWithLogitsLoss(pos_weight=torch.ones(1)),
-                          torch.nn.CTCLoss(), torch.nn.MSELoss(reduction="none")):
+            np.testing.assert_allclose(
+                loss.curvature(outputs, targets, direction).numpy().ravel(), expected, atol=1e-12
+            )
+        for criterion in (
+            torch.nn.L1Loss(),
+            torch.nn.CrossEntropyLoss(label_smoothing=0.1),
+            torch.nn.BCEWithLogitsLoss(pos_weight=torch.ones(1)),
+            torch.nn.CTCLoss(),
+            torch.nn.MSELoss(reduction="none"),
+        ):
             with self.assertRaisesRegex(ValueError, f"{type(criterion).__name__}"):
                 losses.as_loss(criterion)
 
@@ -178,17 +266,25 @@ class TorchLossesTest(LossesTest, unittest.TestCase):
                     total += np.exp(sum(log_p[i, t, p] for t, p in enumerate(path)))
             self.assertAlmostEqual(float(values[i]), -np.log(total), places=12)
         self.assertEqual(weights.tolist(), [1, 1, 1])
-        product = np.stack([loss.curvature(z, targets, torch_array(e.reshape(z.shape))).numpy().ravel() for e in np.eye(z.numel())], axis=1)
+        product = np.stack(
+            [loss.curvature(z, targets, torch_array(e.reshape(z.shape))).numpy().ravel() for e in np.eye(z.numel())],
+            axis=1,
+        )
         dense = np.zeros_like(product)
         for i, frames in enumerate((4, 3, 2)):
             for t in range(frames):
                 p, at = np.exp(log_p[i, t]), 3 * (4 * i + t)
-                dense[at:at + 3, at:at + 3] = np.diag(p) - np.outer(p, p)
+                dense[at : at + 3, at : at + 3] = np.diag(p) - np.outer(p, p)
         np.testing.assert_allclose(product, dense, atol=1e-12)
         # Never less than the Hessian: as a model of the loss it promises no more than there is.
         total, h = lambda x: loss.terms(x, targets)[0].sum(), 1e-5
         gradient = lambda x: self.library.gradient(total, x).ravel()
-        hessian = np.stack([(gradient(z + h * d) - gradient(z - h * d)) / (2 * h) for d in (torch_array(e.reshape(z.shape)) for e in np.eye(z.numel()))])
+        hessian = np.stack(
+            [
+                (gradient(z + h * d) - gradient(z - h * d)) / (2 * h)
+                for d in (torch_array(e.reshape(z.shape)) for e in np.eye(z.numel()))
+            ]
+        )
         self.assertGreater(np.linalg.eigvalsh(product - (hessian + hessian.T) / 2).min(), -1e-8)
         self.assertLess(np.linalg.eigvalsh((hessian + hessian.T) / 2).min(), -0.01)  # which the Hessian itself is not
         shifted = z - z.logsumexp(-1, keepdim=True)  # log-probabilities instead of logits
@@ -206,10 +302,12 @@ class AsLossTest(unittest.TestCase):
         self.assertIs(losses.as_loss(own), own)
         self.assertEqual(losses.as_loss(losses.squared_error), own)
         self.assertEqual(losses.as_loss(np.sin, "hessian"), losses.custom(np.sin, "hessian"))
-        for arguments, error, message in (((own, "hessian"), ValueError, "SquaredError brings its own curvature"),
-                                          ((np.sin,), ValueError, "a loss of your own needs output_curvature"),
-                                          ((3,), TypeError, "loss is 3; give one of hfopt.losses"),
-                                          ((np.sin, "newton"), TypeError, "curvature is 'newton'; give a function")):
+        for arguments, error, message in (
+            ((own, "hessian"), ValueError, "SquaredError brings its own curvature"),
+            ((np.sin,), ValueError, "a loss of your own needs output_curvature"),
+            ((3,), TypeError, "loss is 3; give one of hfopt.losses"),
+            ((np.sin, "newton"), TypeError, "curvature is 'newton'; give a function"),
+        ):
             with self.assertRaisesRegex(error, message):
                 losses.as_loss(*arguments)
         with self.assertRaisesRegex(TypeError, "value is 3; give a function"):
@@ -218,6 +316,7 @@ class AsLossTest(unittest.TestCase):
 
 def torch_array(x):
     import torch
+
     return torch.from_numpy(np.ascontiguousarray(x))
 
 

@@ -1,4 +1,6 @@
-"""The physics-informed examples, in PyTorch and JAX: their residuals against the exact solution, and a shortened training."""
+"""The physics-informed examples, in PyTorch and JAX: their residuals against the exact solution, and a shortened
+training."""
+
 import unittest
 
 import numpy as np
@@ -47,11 +49,15 @@ class TorchPinnTest(PinnTest, unittest.TestCase):
             self.skipTest("torch is not installed: apt-get install python3-torch, or pip install torch")
         import hfopt.torch
         import pinn_convection_torch as example
+
         module = example.network((10, 10))
         exact = lambda p: torch.sin(p[..., :1] - SPEED * p[..., 1:])
         batch = {name: torch.from_numpy(x) for name, x in example.points().items()}
-        return (example.make_model(module), lambda theta: example.relative_error(hfopt.torch.load(module, theta)),
-                lambda: [r.numpy() for r in example.residuals(exact, batch)])
+        return (
+            example.make_model(module),
+            lambda theta: example.relative_error(hfopt.torch.load(module, theta)),
+            lambda: [r.numpy() for r in example.residuals(exact, batch)],
+        )
 
 
 class JaxPinnTest(PinnTest, unittest.TestCase):
@@ -64,12 +70,18 @@ class JaxPinnTest(PinnTest, unittest.TestCase):
         import hfopt.jax
         import jax.numpy as jnp
         import pinn_convection_jax as example
+
         model = example.make_model((2, 10, 10, 1))
 
         def residuals():
             with hfopt.jax._enable_x64(True):
-                return [np.asarray(r) for r in example.residuals(lambda p: jnp.sin(p[..., 0] - SPEED * p[..., 1]),
-                                                                 {name: jnp.asarray(x) for name, x in example.points().items()})]
+                return [
+                    np.asarray(r)
+                    for r in example.residuals(
+                        lambda p: jnp.sin(p[..., 0] - SPEED * p[..., 1]),
+                        {name: jnp.asarray(x) for name, x in example.points().items()},
+                    )
+                ]
 
         return model, lambda theta: example.relative_error(model.unflatten(theta)), residuals
 

@@ -1,4 +1,6 @@
-"""hfopt.torch: derivatives of many kinds of modules against finite differences and a dense J'HJ, data sets, refusals."""
+"""hfopt.torch: derivatives of many kinds of modules against finite differences and a dense J'HJ, data sets,
+refusals."""
+
 import json
 import os
 import pathlib
@@ -37,7 +39,11 @@ class Tied(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.encoder, self.inner, self.decoder = torch.nn.Linear(4, 3), torch.nn.Linear(3, 3), torch.nn.Linear(4, 3, bias=False)
+        self.encoder, self.inner, self.decoder = (
+            torch.nn.Linear(4, 3),
+            torch.nn.Linear(3, 3),
+            torch.nn.Linear(4, 3, bias=False),
+        )
         self.decoder.weight = self.encoder.weight
         self.again = self.inner
 
@@ -50,7 +56,11 @@ class Words(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.embedding, self.recurrent, self.out = torch.nn.Embedding(6, 3), torch.nn.LSTM(3, 4, batch_first=True), torch.nn.Linear(4, 3)
+        self.embedding, self.recurrent, self.out = (
+            torch.nn.Embedding(6, 3),
+            torch.nn.LSTM(3, 4, batch_first=True),
+            torch.nn.Linear(4, 3),
+        )
 
     def forward(self, words, mask):
         return self.out(self.recurrent(self.embedding(words) * mask[..., None])[0])
@@ -84,16 +94,22 @@ class Frozen(torch.nn.Module):
 
 
 def convnet():
-    return torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU(), torch.nn.AvgPool2d(2), torch.nn.GroupNorm(1, 2), torch.nn.Flatten(),
-                               torch.nn.Linear(8, 3))
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(1, 2, 3),
+        torch.nn.ReLU(),
+        torch.nn.AvgPool2d(2),
+        torch.nn.GroupNorm(1, 2),
+        torch.nn.Flatten(),
+        torch.nn.Linear(8, 3),
+    )
 
 
 def oscillator(u, batch):
     """Residuals of u'' + u = 0 by autograd's own way of derivatives, and an initial value."""
     t = batch["t"].clone().requires_grad_()
     y = u(t)
-    first, = torch.autograd.grad(y.sum(), t, create_graph=True)
-    second, = torch.autograd.grad(first.sum(), t, create_graph=True)
+    (first,) = torch.autograd.grad(y.sum(), t, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), t, create_graph=True)
     return (second + y)[:, 0], 3 * (u(batch["zero"]) - 1)[:, 0]
 
 
@@ -114,9 +130,16 @@ CASES = {
     "frozen": (Frozen, losses.cross_entropy(), (random(8, 4), labels(2, 8))),
     "oscillator": (lambda: mlp(1, 1), losses.residuals(oscillator), {"t": random(8, 1), "zero": torch.zeros(8, 1)}),
     "transport": (lambda: mlp(2, 1), losses.residuals(transport), random(8, 2)),
-    "ctc": (mlp, losses.ctc(), (random(8, 6, 4), (1 + labels(2, 8, 2), torch.tensor([6, 5] * 4), torch.tensor([2, 1] * 4)))),
+    "ctc": (
+        mlp,
+        losses.ctc(),
+        (random(8, 6, 4), (1 + labels(2, 8, 2), torch.tensor([6, 5] * 4), torch.tensor([2, 1] * 4))),
+    ),
 }
-ONLY_DOUBLE_BACKWARD = {"oscillator", "words"}  # torch.func does not see through torch.autograd.grad, nor into every recurrent layer
+ONLY_DOUBLE_BACKWARD = {
+    "oscillator",
+    "words",
+}  # torch.func does not see through torch.autograd.grad, nor into every recurrent layer
 
 
 def make(name, **options):
@@ -138,7 +161,8 @@ class DerivativesTest(unittest.TestCase):
             check.check_gradient(self, model, theta, INDICES)
 
     def test_product_is_dense_gauss_newton(self):
-        """J by central differences of the outputs of the module with theta loaded, H by second differences of the loss."""
+        """J by central differences of the outputs of the module with theta loaded, H by second differences of the
+        loss."""
         for name, model, theta in self.each():
             module, loss, data = CASES[name][0]().double(), CASES[name][1], CASES[name][2]
             if name == "frozen":
@@ -149,7 +173,9 @@ class DerivativesTest(unittest.TestCase):
             def outputs(vector):
                 hfopt.torch.load(module, vector)
                 if loss.function:
-                    return np.concatenate([r.detach().numpy().ravel() for r in losses.flatten(loss.function(module, batch))])
+                    return np.concatenate(
+                        [r.detach().numpy().ravel() for r in losses.flatten(loss.function(module, batch))]
+                    )
                 with torch.no_grad():
                     return (module(**batch[0]) if isinstance(batch[0], dict) else module(batch[0])).numpy()
 
@@ -162,14 +188,16 @@ class DerivativesTest(unittest.TestCase):
                 for i, t in np.ndindex(*frames):
                     if t < batch[1][1][i]:
                         p, at = np.exp(z[i, t]) / np.exp(z[i, t]).sum(), (i * frames[1] + t) * 3
-                        hessian[at:at + 3, at:at + 3] = np.diag(p) - np.outer(p, p)
+                        hessian[at : at + 3, at : at + 3] = np.diag(p) - np.outer(p, p)
             else:
                 value = lambda x: loss.terms(x.reshape(z.shape), batch[1])[0].sum()
                 hessian = torch.autograd.functional.hessian(value, torch.from_numpy(z.ravel())).numpy()
             dense = jacobian.T @ hessian @ jacobian
             for method in METHODS if name not in ONLY_DOUBLE_BACKWARD else METHODS[:1]:
                 product = make(name, product=method, batch_size=4).linearize(theta, False, INDICES)
-                np.testing.assert_allclose(check.dense_product(product, len(theta)), dense, rtol=1e-6, atol=1e-7 * np.abs(dense).max())
+                np.testing.assert_allclose(
+                    check.dense_product(product, len(theta)), dense, rtol=1e-6, atol=1e-7 * np.abs(dense).max()
+                )
 
     def test_sums_squared_gradients_of_examples(self):
         for name, model, theta in self.each():
@@ -190,7 +218,10 @@ class DerivativesTest(unittest.TestCase):
 
     def test_keeping_activations_changes_no_bit(self):
         for name, model, theta in self.each():
-            a, b = (make(name, batch_size=3, max_kept_bytes=size).linearize(theta, False, INDICES)(theta) for size in (1 << 30, 0))
+            a, b = (
+                make(name, batch_size=3, max_kept_bytes=size).linearize(theta, False, INDICES)(theta)
+                for size in (1 << 30, 0)
+            )
             np.testing.assert_array_equal(a, b)
         self.assertGreater(make("mlp")._bytes_per_element, 0)
 
@@ -214,13 +245,16 @@ class DerivativesTest(unittest.TestCase):
         answer = regular.gradient(theta, False, INDICES, True)
         self.assertAlmostEqual(answer[0], loss + weight * 0.125 * theta @ theta)
         np.testing.assert_allclose(answer[2], gradient + weight * 0.25 * theta)
-        np.testing.assert_allclose(regular.linearize(theta, False, INDICES)(theta),
-                                   plain.linearize(theta, False, INDICES)(theta) + weight * 0.25 * theta)
+        np.testing.assert_allclose(
+            regular.linearize(theta, False, INDICES)(theta),
+            plain.linearize(theta, False, INDICES)(theta) + weight * 0.25 * theta,
+        )
         check.check_gradient(self, regular, theta, INDICES)
         check.check_squares(self, regular, theta, INDICES)
 
     def test_agrees_with_the_digits_example(self):
-        """The worker example's model, written by hand: theta layer by layer, weights input after input, where PyTorch has output after output."""
+        """The worker example's model, written by hand: theta layer by layer, weights input after input, where PyTorch
+        has output after output."""
         example = digits.DigitsModel(SOURCE / "client/models/digits")
         data = [(torch.from_numpy(x), torch.from_numpy(np.asarray(t)).long()) for x, t in example.data]
         module = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.Tanh(), torch.nn.Linear(32, 10)).double()
@@ -231,19 +265,27 @@ class DerivativesTest(unittest.TestCase):
             layers, at = [], 0
             for i, o in (64, 32), (32, 10):
                 shape = (o, i) if transposed else (i, o)
-                layers += [vector[at:at + i * o].reshape(shape).T.ravel(), vector[at + i * o:at + i * o + o]]
+                layers += [vector[at : at + i * o].reshape(shape).T.ravel(), vector[at + i * o : at + i * o + o]]
                 at += i * o + o
             return np.concatenate(layers)
 
         indices, v = np.arange(100, 300), np.random.default_rng(1).standard_normal(len(theta))
         for held_out in False, True:
-            ours, theirs = (m.gradient(t, held_out, indices, True) for m, t in ((model, reorder(theta, False)), (example, theta)))
+            ours, theirs = (
+                m.gradient(t, held_out, indices, True) for m, t in ((model, reorder(theta, False)), (example, theta))
+            )
             self.assertAlmostEqual(ours[0], theirs[0])
             for a, b in zip(ours[2:], theirs[2:]):
                 np.testing.assert_allclose(reorder(a, True), b, rtol=1e-9, atol=1e-12)
-            self.assertEqual(model.loss(reorder(theta, False), held_out, indices)[2], example.loss(theta, held_out, indices)[2])
-            np.testing.assert_allclose(reorder(model.linearize(reorder(theta, False), held_out, indices)(reorder(v, False)), True),
-                                       example.linearize(theta, held_out, indices)(v), rtol=1e-9, atol=1e-12)
+            self.assertEqual(
+                model.loss(reorder(theta, False), held_out, indices)[2], example.loss(theta, held_out, indices)[2]
+            )
+            np.testing.assert_allclose(
+                reorder(model.linearize(reorder(theta, False), held_out, indices)(reorder(v, False)), True),
+                example.linearize(theta, held_out, indices)(v),
+                rtol=1e-9,
+                atol=1e-12,
+            )
 
 
 class DataTest(unittest.TestCase):
@@ -261,9 +303,15 @@ class DataTest(unittest.TestCase):
 
         expected = self.loss((self.X, self.Y))
         tensors = torch.utils.data.TensorDataset(self.X, self.Y)
-        for data in ([self.X, self.Y], (self.X.numpy(), self.Y.numpy()), tensors, Map(), torch.utils.data.DataLoader(Map(), batch_size=2, shuffle=True),
-                     torch.utils.data.DataLoader(tensors), [(x, y) for x, y in zip(self.X, self.Y)],
-                     torch.utils.data.Subset(Map(), range(9))):
+        for data in (
+            (self.X.numpy(), self.Y.numpy()),
+            tensors,
+            Map(),
+            torch.utils.data.DataLoader(Map(), batch_size=2, shuffle=True),
+            torch.utils.data.DataLoader(tensors),
+            [(x, y) for x, y in zip(self.X, self.Y)],
+            torch.utils.data.Subset(Map(), range(9)),
+        ):
             np.testing.assert_allclose(self.loss(data)[0], expected[0], rtol=1e-12)
             self.assertEqual(self.loss(data)[1:], expected[1:])
 
@@ -271,6 +319,18 @@ class DataTest(unittest.TestCase):
         collate = lambda examples: (torch.stack([x for x, _ in examples]), torch.tensor([int(y) for _, y in examples]))
         pairs = [(x, str(int(y))) for x, y in zip(self.X, self.Y)]
         self.assertEqual(self.loss(torch.utils.data.DataLoader(pairs, collate_fn=collate)), self.loss((self.X, self.Y)))
+
+    def test_a_list_is_a_dataset_of_examples(self):
+        pairs = list(zip(self.X, random(9, 4)))
+        theta = hfopt.torch.flat(mlp(4, 4), np.float64)
+        model = hfopt.torch.as_model(mlp(4, 4), losses.squared_error(), pairs, pairs, shuffle=None)
+        expected = sum(((mlp(4, 4).double()(x) - y) ** 2).sum() / 2 for x, y in pairs[2:4])
+        self.assertAlmostEqual(model.loss(theta, False, np.array([2, 3]))[0], float(expected))
+
+    def test_does_not_forget_the_collate_function_of_tensors(self):
+        collate = lambda examples: (torch.stack([2 * x for x, _ in examples]), torch.stack([y for _, y in examples]))
+        loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(self.X, self.Y), collate_fn=collate)
+        self.assertEqual(self.loss(loader), self.loss((2 * self.X, self.Y)))
 
     def test_unpacks_batches_of_other_forms(self):
         data = {"x": self.X, "y": self.Y}
@@ -287,8 +347,10 @@ class DataTest(unittest.TestCase):
         options = {"shuffle": None}
         torch.manual_seed(1)
         module = Sum(4, 3)
-        models = [hfopt.torch.as_model(module, losses.cross_entropy(), d, d) for d in (((a, b), y), torch.utils.data.TensorDataset(a, b, y),
-                                                                                   ({"b": b, "a": a}, y))]
+        models = [
+            hfopt.torch.as_model(module, losses.cross_entropy(), d, d)
+            for d in (((a, b), y), torch.utils.data.TensorDataset(a, b, y), ({"b": b, "a": a}, y))
+        ]
         theta = models[0].initial_parameters(1)
         self.assertEqual(len({m.loss(theta, False, np.arange(9))[0] for m in models}), 1)
 
@@ -296,12 +358,13 @@ class DataTest(unittest.TestCase):
         vectors = json.loads((SOURCE / "proto/testdata/shuffle.json").read_text())
         for case in vectors["shuffle"]:
             self.assertEqual(_adapter.shuffled_indices(int(case["seed"]), case["n"]).tolist(), case["order"])
-        self.assertEqual(_adapter.shuffled_indices(2**64 - 1, 1000).tolist(), digits.shuffled_indices(2**64 - 1, 1000))
-        model, order = hfopt.torch.as_model(mlp(), losses.cross_entropy(), (self.X, self.Y), (self.X, self.Y)), _adapter.shuffled_indices(1, 9)
+        model, order = hfopt.torch.as_model(
+            mlp(), losses.cross_entropy(), (self.X, self.Y), (self.X, self.Y)
+        ), _adapter.shuffled_indices(1, 9)
         plain = hfopt.torch.as_model(mlp(), losses.cross_entropy(), (self.X, self.Y), (self.X, self.Y), shuffle=None)
         theta = plain.initial_parameters(1)
         for i in range(9):
-            self.assertEqual(model.loss(theta, False, np.array([i])), plain.loss(theta, False, order[i:i + 1]))
+            self.assertEqual(model.loss(theta, False, np.array([i])), plain.loss(theta, False, order[i : i + 1]))
 
     def test_refuses_what_can_only_be_iterated(self):
 
@@ -315,6 +378,8 @@ class DataTest(unittest.TestCase):
     def test_refuses_what_does_not_fit(self):
         with self.assertRaisesRegex(ValueError, "train_data: tensors of 4 and 9 examples"):
             self.loss((self.X, self.Y[:4]))
+        with self.assertRaisesRegex(ValueError, r"train_data is a DataLoader\(batch_size=None\)"):
+            self.loss(torch.utils.data.DataLoader([(self.X, self.Y)], batch_size=None))
         with self.assertRaisesRegex(ValueError, "train_data is empty"):
             self.loss((self.X[:0], self.Y[:0]))
         model = hfopt.torch.as_model(mlp(), losses.cross_entropy(), (self.X, self.Y), (self.X, self.Y))
@@ -335,10 +400,12 @@ class ModuleTest(unittest.TestCase):
         return hfopt.torch.as_model(module, loss, (x, y), (x, y), **options)
 
     def test_refuses_what_couples_examples_or_is_random(self):
-        for layer, message in ((torch.nn.BatchNorm1d(4), r"0 \(BatchNorm1d\) normalises by the statistics of each batch.*module.eval\(\)"),
-                               (torch.nn.BatchNorm1d(4, track_running_stats=False).eval(), "keeps no running statistics; use GroupNorm"),
-                               (torch.nn.Dropout(0.5), r"0 \(Dropout, p = 0.5\) is in training mode.*module.eval\(\)"),
-                               (torch.nn.LazyLinear(4), "0.weight has no shape yet")):
+        for layer, message in (
+            (torch.nn.BatchNorm1d(4), r"0 \(BatchNorm1d\) normalises by the statistics of each batch.*module.eval\(\)"),
+            (torch.nn.BatchNorm1d(4, track_running_stats=False).eval(), "keeps no running statistics; use GroupNorm"),
+            (torch.nn.Dropout(0.5), r"0 \(Dropout, p = 0.5\) is in training mode.*module.eval\(\)"),
+            (torch.nn.LazyLinear(4), "0.weight has no shape yet"),
+        ):
             with self.assertRaisesRegex(ValueError, message):
                 self.model(torch.nn.Sequential(layer, torch.nn.Linear(4, 3)))
 
@@ -358,9 +425,11 @@ class ModuleTest(unittest.TestCase):
             module.calls += 1
             return x
 
-        for function, message in ((lambda m, x: x - x.mean(dim=0), "Module couples the examples of a batch: the first two have the loss"),
-                                  (lambda m, x: x + torch.rand_like(x), r"Module draws random numbers: its loss .* Call module.eval\(\)"),
-                                  (count, "Module changes its buffers when it is called")):
+        for function, message in (
+            (lambda m, x: x - x.mean(dim=0), "Module couples the examples of a batch: the first two have the loss"),
+            (lambda m, x: x + torch.rand_like(x), r"Module draws random numbers: its loss .* Call module.eval\(\)"),
+            (count, "Module changes its buffers when it is called"),
+        ):
             with self.assertRaisesRegex(ValueError, message):
                 self.model(Module(function))
 
@@ -403,15 +472,25 @@ class ModuleTest(unittest.TestCase):
     def test_the_signature_tells_models_and_data_apart_and_nothing_else(self):
         x, y = random(9, 4), labels(3, 9)
         torch.manual_seed(5)
-        same = [self.model(m).signature for m in (mlp(), torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)))]
+        same = [
+            self.model(m).signature
+            for m in (mlp(), torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)))
+        ]
         self.assertEqual(same[0], same[1])
         frozen = mlp()
         frozen[0].requires_grad_(False)
         moved = mlp()
         moved[0].requires_grad_(False)
         moved[0].bias.data += 1
-        others = [self.model(frozen), self.model(moved), self.model(mlp(), 2 * x), self.model(mlp(), x[:8], y[:8]), self.model(mlp(4, 4)),
-                  self.model(mlp(), regularization=0.1), self.model(mlp(), loss=losses.cross_entropy(ignore_index=0))]
+        others = [
+            self.model(frozen),
+            self.model(moved),
+            self.model(mlp(), 2 * x),
+            self.model(mlp(), x[:8], y[:8]),
+            self.model(mlp(4, 4)),
+            self.model(mlp(), regularization=0.1),
+            self.model(mlp(), loss=losses.cross_entropy(ignore_index=0)),
+        ]
         self.assertEqual(len({m.signature for m in others} | set(same)), len(others) + 1)
         self.assertEqual(self.model(mlp(), signature="mine").signature, "mine")
 
@@ -419,6 +498,7 @@ class ModuleTest(unittest.TestCase):
 
         class Once(torch.autograd.Function):
             """tanh whose backward pass cannot be differentiated, but which knows its forward derivative."""
+
             generate_vmap_rule = True
 
             @staticmethod
@@ -433,12 +513,12 @@ class ModuleTest(unittest.TestCase):
             @staticmethod
             @torch.autograd.function.once_differentiable
             def backward(ctx, gradient):
-                y, = ctx.saved_tensors
+                (y,) = ctx.saved_tensors
                 return gradient * (1 - y * y)
 
             @staticmethod
             def jvp(ctx, tangent):
-                y, = ctx.saved_tensors
+                (y,) = ctx.saved_tensors
                 return tangent * (1 - y * y)
 
         if not hasattr(torch, "func"):
@@ -453,22 +533,29 @@ class ModuleTest(unittest.TestCase):
         model = self.model(module)
         self.assertEqual((expected._product, model._product), ("double-backward", "func"))
         theta = model.initial_parameters(1, np.float64)
-        np.testing.assert_allclose(model.linearize(theta, False, INDICES)(theta), expected.linearize(theta, False, INDICES)(theta), rtol=1e-10)
+        np.testing.assert_allclose(
+            model.linearize(theta, False, INDICES)(theta), expected.linearize(theta, False, INDICES)(theta), rtol=1e-10
+        )
 
     def test_names_the_reasons_when_there_is_no_product(self):
 
         class Layer(torch.nn.Module):
             forward = lambda self, x: x.detach()
 
-        with self.assertRaisesRegex(ValueError, "Sequential has no Gauss-Newton product: double-backward: .*does not require grad"):
+        with self.assertRaisesRegex(
+            ValueError, "Sequential has no Gauss-Newton product: double-backward: .*does not require grad"
+        ):
             self.model(torch.nn.Sequential(torch.nn.Linear(4, 3), Layer()), product="double-backward")
 
     def test_refuses_options_with_reasons(self):
-        for options, message in (({"product": "fast"}, "product is 'fast'; give"), ({"batch_size": 0}, "batch_size is 0; give 1 or more"),
-                                 ({"regularization": -1}, "regularization is -1; give 0 or more"),
-                                 ({"loss": torch.nn.L1Loss()}, "L1Loss with these options has no counterpart"),
-                                 ({"loss": lambda z, t: z}, "a loss of your own needs output_curvature"),
-                                 ({"output_curvature": "hessian"}, "brings its own curvature")):
+        for options, message in (
+            ({"product": "fast"}, "product is 'fast'; give"),
+            ({"batch_size": 0}, "batch_size is 0; give 1 or more"),
+            ({"regularization": -1}, "regularization is -1; give 0 or more"),
+            ({"loss": torch.nn.L1Loss()}, "L1Loss with these options has no counterpart"),
+            ({"loss": lambda z, t: z}, "a loss of your own needs output_curvature"),
+            ({"output_curvature": "hessian"}, "brings its own curvature"),
+        ):
             with self.assertRaisesRegex(ValueError, message):
                 self.model(mlp(), **options)
         with self.assertRaisesRegex(TypeError, "module is function; give a torch.nn.Module"):
