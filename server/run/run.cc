@@ -145,17 +145,68 @@ v1::Run Run::Snapshot() const {
 }
 
 absl::Status Run::UpdateRecord(const std::function<void(v1::Run&)>& change) {
-  v1::Run copy;
   {
     absl::MutexLock lock(&mu_);
     change(record_);
     ++state_version_;
+  }
+  absl::Status stored = StoreRecord();
+  Notify();
+  return stored;
+}
+
+absl::Status Run::StoreRecord() {
+  v1::Run copy;
+  {
+    absl::MutexLock lock(&mu_);
     copy = record_;
   }
   copy.clear_workers();
-  absl::Status stored = environment_.store->PutRun(copy, request_id_);
+  return environment_.store->PutRun(copy, request_id_);
+}
+
+// The detail is told, not stored: there is no room for it.
+absl::Status Run::UntilStored(absl::FunctionRef<absl::Status()> store) {
+  const auto tell = [this](const std::string& detail) {
+    {
+      absl::MutexLock lock(&mu_);
+      record_.set_state_detail(detail);
+    }
+    Notify();
+  };
+  absl::Duration pause = environment_.first_storage_retry;
+  for (bool waiting = false;; waiting = true) {
+    const absl::Status status = store();
+    if (!absl::IsResourceExhausted(status)) {
+      if (waiting && status.ok()) environment_.log(absl::StrCat("runs/", id_, ": there is space again; goes on"));
+      if (waiting) tell("");
+      return status;
+    }
+    const std::string detail = absl::StrCat("waiting for space on the disk: ", status.message(),
+                                            ". Nothing is lost; the run goes on by itself when there is space");
+    if (!waiting) environment_.log(absl::StrCat("runs/", id_, ": ", detail));
+    tell(detail);
+    absl::MutexLock lock(&mu_);
+    const auto interrupted = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return intent_ != Intent::kNone; };
+    if (mu_.AwaitWithTimeout(absl::Condition(&interrupted), pause)) {
+      record_.clear_state_detail();
+      return absl::CancelledError("the run was interrupted");
+    }
+    pause = std::min(2 * pause, absl::Minutes(1));
+  }
+}
+
+absl::Status Run::SetRunning() {
+  const v1::Run before = Snapshot();
+  const absl::Status status = SetState(v1::RUN_STATE_RUNNING, "");
+  if (status.ok()) return status;
+  {
+    absl::MutexLock lock(&mu_);
+    record_.set_state(before.state());
+    record_.set_state_detail(before.state_detail());
+  }
   Notify();
-  return stored;
+  return status;
 }
 
 absl::Status Run::SetState(v1::RunState state, const std::string& detail) {
@@ -190,7 +241,7 @@ absl::Status Run::Start() {
   if (const v1::Run run = Snapshot(); run.state() != v1::RUN_STATE_CREATED) {
     return WrongState(run, "started", "CREATED (a paused or failed run is resumed)");
   }
-  HFOPT_RETURN_IF_ERROR(SetState(v1::RUN_STATE_RUNNING, ""));
+  HFOPT_RETURN_IF_ERROR(SetRunning());
   Launch();
   return absl::OkStatus();
 }
@@ -200,7 +251,7 @@ absl::Status Run::Resume() {
   if (const v1::Run run = Snapshot(); run.state() != v1::RUN_STATE_PAUSED && run.state() != v1::RUN_STATE_FAILED) {
     return WrongState(run, "resumed", "PAUSED, FAILED");
   }
-  HFOPT_RETURN_IF_ERROR(SetState(v1::RUN_STATE_RUNNING, ""));
+  HFOPT_RETURN_IF_ERROR(SetRunning());
   Launch();
   return absl::OkStatus();
 }
@@ -328,14 +379,15 @@ absl::StatusOr<DataLayout> Run::AwaitLayout() {
   v1::RunOptions with_shards = options;
   with_shards.set_shards(layout.shards);
   HFOPT_RETURN_IF_ERROR(CheckFits(with_shards, options_, model.num_parameters, environment_.memory_limit_bytes));
-  HFOPT_RETURN_IF_ERROR(UpdateRecord([&](v1::Run& record) {
+  const auto describe = [&](v1::Run& record) {
     record.mutable_options()->set_shards(layout.shards);
     record.set_num_parameters(model.num_parameters);
     record.mutable_model()->set_signature(model.signature);
     record.mutable_model()->set_num_parameters(model.num_parameters);
     record.mutable_model()->set_training_examples(model.training_examples);
     record.mutable_model()->set_held_out_examples(model.held_out_examples);
-  }));
+  };
+  HFOPT_RETURN_IF_ERROR(UntilStored([&] { return UpdateRecord(describe); }));
   pool_->Expect(model);
   pool_->SetShards(layout.shards);
   HFOPT_RETURN_IF_ERROR(pool_->AwaitWorkers().status());
@@ -370,7 +422,7 @@ absl::StatusOr<OptimizerState<Scalar>> Run::LoadOrInitialize(RemoteObjective<Sca
     }
     HFOPT_ASSIGN_OR_RETURN(Vector<Scalar> theta, objective.InitialParameters(Snapshot().options().seed()));
     OptimizerState<Scalar> state = InitialState<Scalar>(std::move(theta), objective.layout(), options_);
-    HFOPT_RETURN_IF_ERROR(Save(state, /*best=*/false));
+    HFOPT_RETURN_IF_ERROR(UntilStored([&] { return Save(state, /*best=*/false); }));
     return state;
   }
   HFOPT_RETURN_IF_ERROR(loaded.status());
@@ -454,9 +506,9 @@ absl::StatusOr<Termination> Run::Drive() {
     start = now;
     before = after;
     const bool best = IsBest(report);
-    HFOPT_RETURN_IF_ERROR(environment_.store->AppendReport(id_, report));
+    HFOPT_RETURN_IF_ERROR(UntilStored([&] { return environment_.store->AppendReport(id_, report); }));
     HFOPT_FAILPOINT_OR_RETURN("run.report");
-    HFOPT_RETURN_IF_ERROR(Save(state, best));
+    HFOPT_RETURN_IF_ERROR(UntilStored([&] { return Save(state, best); }));
     HFOPT_FAILPOINT_OR_RETURN("run.checkpoint");
     if (journal.has_value()) journal->Begin(state.iteration);
     HFOPT_RETURN_IF_ERROR(Publish(report, best));
@@ -479,15 +531,16 @@ absl::Status Run::Publish(const v1::IterationReport& report, bool best) {
   {
     absl::MutexLock lock(&mu_);
     reports_.push_back(report);
-  }
-  return UpdateRecord([&](v1::Run& record) {
-    *record.mutable_last_iteration() = report;
-    Add(report.seconds(), *record.mutable_seconds());
+    *record_.mutable_last_iteration() = report;
+    Add(report.seconds(), *record_.mutable_seconds());
     if (best) {
-      record.set_best_held_out_loss(report.held_out_loss());
-      record.set_best_iteration(report.iteration());
+      record_.set_best_held_out_loss(report.held_out_loss());
+      record_.set_best_iteration(report.iteration());
     }
-  });
+  }
+  absl::Status stored = UntilStored([this] { return StoreRecord(); });
+  Notify();
+  return stored;
 }
 
 // ---------------------------------------------------------------------------------------------------------------- watching

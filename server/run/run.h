@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
@@ -31,6 +32,7 @@ struct RunEnvironment {
   absl::Duration default_lease = absl::Seconds(10);
   int default_keep_checkpoints = 2;
   int64_t memory_limit_bytes = INT64_MAX;
+  absl::Duration first_storage_retry = absl::Seconds(1);  // on a full disk; grows to a minute
   std::function<absl::Time()> now = absl::Now;
   // One line for the log.
   std::function<void(const std::string&)> log = [](const std::string&) {};
@@ -102,7 +104,12 @@ class Run {
   absl::StatusOr<DataLayout> AwaitLayout();
   std::optional<Termination> WallTimeTermination() const;
 
-  // Changes the record with `change`, stores it, and tells the subscribers.
+  // Repeats `store` while it finds the disk full; the state's detail says so meanwhile. CANCELLED when the run is interrupted.
+  absl::Status UntilStored(absl::FunctionRef<absl::Status()> store);
+  absl::Status StoreRecord();
+  // Sets RUNNING; on an error the state is as it was.
+  absl::Status SetRunning();
+  // Changes the record with `change`, stores it, and tells the subscribers. The record is changed also when it cannot be stored.
   absl::Status UpdateRecord(const std::function<void(v1::Run&)>& change);
   absl::Status SetState(v1::RunState state, const std::string& detail);
   absl::Status End(const Termination& termination);

@@ -1,8 +1,10 @@
 #include "server/run/run_catalogue.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <limits>
 #include <string>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -33,6 +35,13 @@ constexpr char kSettings[] = R"(
   PRAGMA foreign_keys = ON;
 )";
 constexpr int kBusyMilliseconds = 5000;  // for a person's sqlite3 shell on the same file
+
+// " (12 bytes free)"; empty when that cannot be found out.
+std::string FreeSpace(const std::string& path) {
+  std::error_code error;
+  const std::filesystem::space_info space = std::filesystem::space(path, error);
+  return error ? "" : absl::StrCat(" (", space.available, " bytes free)");
+}
 
 constexpr uint64_t kMaxIteration = std::numeric_limits<int64_t>::max();
 
@@ -122,7 +131,7 @@ absl::Status RunCatalogue::Error(absl::string_view what) const {
   const std::string message = absl::StrCat(path_, ": cannot ", what, ": ", sqlite3_errmsg(db_));
   switch (sqlite3_errcode(db_) & 0xff) {
     case SQLITE_FULL:
-      return absl::ResourceExhaustedError(absl::StrCat(message, "; free space on its file system"));
+      return absl::ResourceExhaustedError(absl::StrCat(message, FreeSpace(path_), "; free space on its file system"));
     case SQLITE_PERM:
     case SQLITE_READONLY:
     case SQLITE_CANTOPEN:

@@ -1,6 +1,7 @@
 """Real processes of one training: a server, workers, and a client that watches. Everything is waited for by what can be seen of it."""
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -93,6 +94,41 @@ class Process:
         return [line.split(" ", 1)[1].split(": ")[0] for line in self.output().splitlines() if line.startswith("failpoint ")]
 
 
+class Disk(Process):
+    """A file system of a few MiB of its own, in a mount namespace of its own: nothing of it is left when the process ends."""
+
+    def __init__(self, directory: Path, log: Path) -> None:
+        directory.mkdir()
+        script = 'mount -t tmpfs -o size=4m none "$0" && echo mounted && exec sleep infinity'
+        super().__init__("disk", ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, str(directory)], "", log)
+        await_condition("the disk is mounted", lambda: "mounted" in self.output() or self.exit_code is not None)
+        self.directory = directory
+        self._seen_from_here = Path(f"/proc/{self._process.pid}/root{directory}")
+
+    @staticmethod
+    def can_be_had() -> bool:
+        return subprocess.run(["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode == 0
+
+    def command(self, *command: str) -> List[str]:
+        """To be run where the disk can be seen."""
+        return ["nsenter", "--target", str(self._process.pid), "--mount", *command]
+
+    def run(self, *command: str) -> None:
+        subprocess.run(self.command(*command), check=True)
+
+    def fill(self) -> None:
+        with open(self._seen_from_here / "ballast", "wb", buffering=0) as ballast:
+            try:
+                while True:
+                    ballast.write(bytes(4096))
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+
+    def empty(self) -> None:
+        (self._seen_from_here / "ballast").unlink()
+
+
 @dataclass(frozen=True)
 class Model:
     """What is trained. Small enough for a cell to take a second, and every part of an iteration is there."""
@@ -122,17 +158,22 @@ class Result:
 class Cluster:
     """A server and its workers in a directory. To be used in a with statement, which kills what is left."""
 
-    def __init__(self, build: Path, directory: Path, model: Model, rules: Dict[str, str]) -> None:
+    def __init__(self, build: Path, directory: Path, model: Model, rules: Dict[str, str], own_disk: bool = False) -> None:
         self.build, self.directory, self.model, self.rules = build, directory, model, rules
+        self.state = directory / "state"
         self.processes: Dict[str, Process] = {}
         self.history: List[Process] = []
         self.server_restarts = 0
+        self.work_was_lost = False  # set by who has seen it: an unfinished iteration is computed again
         self._channel: Any = None
         self._address = "127.0.0.1:0"
         self._watch_end = threading.Event()
         self._watcher: Optional[threading.Thread] = None
         self.seen: Dict[int, bytes] = {}
         self.watch_errors: List[str] = []
+        self.disk = Disk(self.state, directory / "disk.log") if own_disk else None
+        if self.disk is not None:
+            self.history.append(self.disk)
 
     def __enter__(self) -> Cluster:
         return self
@@ -150,7 +191,9 @@ class Cluster:
         log = self.directory / f"{name}.{len(self.history)}.log"
         if name == "server":
             command = [str(self.build / "server/hfopt-server"), "--address", self._address, "--state-dir",
-                       str(self.directory / "state"), "--lease", str(LEASE_SECONDS)]
+                       str(self.state), "--lease", str(LEASE_SECONDS)]
+            if self.disk is not None:
+                command = self.disk.command(*command)
         else:
             command = [str(self.build / "client/cli/hfopt-worker"), "--server", self._address, "--run", "r", "--worker-id", name,
                        "--task", "digits", "--data", str(ROOT / "client/models/digits"), "--layers", self.model.layers]
@@ -221,6 +264,10 @@ class Cluster:
         self._watcher.start()
         await_condition("StartRun", lambda: self.call("StartRun", run_service_pb2.StartRunRequest(name="runs/r")))
 
+    def resume(self) -> None:
+        from hfopt.v1 import run_service_pb2
+        self.call("ResumeRun", run_service_pb2.ResumeRunRequest(name="runs/r"))
+
     def _options(self) -> Any:
         from hfopt.v1 import run_pb2, vector_pb2
         options = run_pb2.RunOptions(shards=SHARDS, seed=3, element_type=vector_pb2.ElementType.Value(self.model.element_type))
@@ -243,7 +290,7 @@ class Cluster:
     def _watch(self) -> None:
         """Keeps the reports as they come, and goes on after the last one when the server was away."""
         import grpc
-        from hfopt.v1 import run_service_pb2
+        from hfopt.v1 import run_pb2, run_service_pb2
         while not self._watch_end.is_set():
             request = run_service_pb2.WatchRunRequest(name="runs/r", after_iteration=max(self.seen, default=0))
             try:
@@ -253,9 +300,8 @@ class Cluster:
                         if number != len(self.seen) + 1:
                             self.watch_errors.append(f"iteration {number} was told after {len(self.seen)}")
                         self.seen[number] = event.iteration.SerializeToString(deterministic=True)
-                    if self._watch_end.is_set():
+                    if self._watch_end.is_set() or event.run.state == run_pb2.RUN_STATE_ENDED:
                         return
-                return
             except grpc.RpcError as error:
                 if error.code() != grpc.StatusCode.UNAVAILABLE:
                     self.watch_errors.append(f"WatchRun: {error.code().name}: {error.details()}")
@@ -266,6 +312,13 @@ class Cluster:
         from hfopt.v1 import run_pb2
         run = self.get()
         return run is not None and run.state == run_pb2.RUN_STATE_WAITING_FOR_WORKERS
+
+    def await_detail(self, text: str) -> Any:
+        """The run, once its state's detail has the text."""
+        def run() -> Any:
+            run = self.get()
+            return run if run is not None and text in run.state_detail else None
+        return await_condition(f"the run says {text}", run)
 
     def iteration(self) -> int:
         """The last finished one; a large number when the run has ended."""

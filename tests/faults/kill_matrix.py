@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Set
 
-from cluster import LARGE, LEASE_SECONDS, SMALL, WORKERS, Cluster, Failure, Model, Process, Result, await_condition
+from cluster import LARGE, LEASE_SECONDS, SMALL, WORKERS, Cluster, Disk, Failure, Model, Process, Result, await_condition
 
 ATTACH_FAILS = "worker.attach=error"  # vectors go in chunks then
 
@@ -81,6 +81,7 @@ class Cell:
     rules: Dict[str, str]  # process -> failpoints
     disturb: Callable[[Cluster], None]
     expected: Dict[str, str] = field(default_factory=dict)  # process -> the failpoint that has to act in it
+    own_disk: bool = False
 
 
 def rule(point: str, action: str) -> str:
@@ -163,10 +164,55 @@ def point_cell(point: str, where: str) -> Cell:
     return Cell(f"point/{point}", LARGE if chunks else SMALL, rules, lambda cluster: None, {process: point})
 
 
+def full_disk(cluster: Cluster) -> None:
+    """Nothing more can be written after the first iteration. The run says so, and which directory, and waits with what it has computed."""
+    await_condition("the server stops after the first iteration", cluster.server.is_stopped)
+    cluster.disk.fill()
+    resume([cluster.server])
+    detail = cluster.await_detail("waiting for space").state_detail
+    if str(cluster.state) not in detail or "(0 bytes free)" not in detail:
+        raise Failure(f"directory and space are not in: {detail}")
+
+
+def full_disk_emptied(cluster: Cluster) -> None:
+    full_disk(cluster)
+    cluster.disk.empty()
+
+
+def full_disk_and_kill(cluster: Cluster) -> None:
+    full_disk(cluster)
+    cluster.server.kill()
+    cluster.disk.empty()
+    cluster.restart_killed()
+
+
+def read_only(cluster: Cluster) -> None:
+    """The directory of the run cannot be written. That is an error for a person; then the run is resumed."""
+    await_condition("the server stops after the first iteration", cluster.server.is_stopped)
+    run = str(cluster.state / "runs/r")
+    cluster.disk.run("mount", "--bind", run, run)
+    cluster.disk.run("mount", "-o", "remount,bind,ro", run)
+    resume([cluster.server])
+    detail = cluster.await_detail("cannot save the checkpoint of iteration 2").state_detail
+    if run not in detail or "Read-only file system" not in detail:
+        raise Failure(f"directory and reason are not in: {detail}")
+    cluster.disk.run("umount", run)
+    cluster.work_was_lost = True
+    cluster.resume()
+
+
+STORAGE = {"full-disk": full_disk_emptied, "full-disk-and-kill": full_disk_and_kill, "read-only": read_only}
+
+
+def storage_cell(name: str) -> Cell:
+    return Cell(f"storage/{name}", SMALL, {"server": "run.published=stop@1"}, STORAGE[name], {"server": "run.published"}, own_disk=True)
+
+
 def all_cells() -> List[Cell]:
     cells = [kill_cell(victim, place) for place in PLACES for victim in VICTIMS]
     cells += [stop_cell(victim, place) for place in PLACES for victim in VICTIMS]
-    return cells + [point_cell(point, where) for point, where in OTHER_POINTS.items()]
+    cells += [point_cell(point, where) for point, where in OTHER_POINTS.items()]
+    return cells + [storage_cell(name) for name in STORAGE]
 
 
 FAST = ("kill/server/checkpoint-rename", "kill/worker/uploaded-shared", "kill/workers/line-search", "kill/server+workers/upload-chunks",
@@ -182,7 +228,7 @@ class Matrix:
 
     def train(self, cell: Cell) -> Result:
         directory = Path(tempfile.mkdtemp(prefix="cell-", dir=self.scratch))
-        with Cluster(self.build, directory, cell.model, cell.rules) as cluster:
+        with Cluster(self.build, directory, cell.model, cell.rules, cell.own_disk) as cluster:
             try:
                 cluster.begin()
                 cell.disturb(cluster)
@@ -195,8 +241,8 @@ class Matrix:
             for process, point in cell.expected.items():
                 if point not in acted.get(process, ()):
                     raise Failure(f"{point} was never passed by {process}")
-            if cluster.server_restarts:
-                result.answers = -1  # they are counted from the server's start
+            if cluster.server_restarts or cluster.work_was_lost:
+                result.answers = -1  # they are counted from the server's start, or more than once
         shutil.rmtree(directory)
         return result
 
@@ -253,6 +299,9 @@ def main() -> int:
     if flags.list:
         print("\n".join(cell.name for cell in cells))
         return 0
+    if any(cell.own_disk for cell in cells) and not Disk.can_be_had():
+        print("left out: storage, because nothing can be mounted here", file=sys.stderr)
+        cells = [cell for cell in cells if not cell.own_disk]
     if not cells:
         parser.error(f"no cell's name has {flags.only}")
     with tempfile.TemporaryDirectory(prefix="hfopt-faults-") as scratch:
