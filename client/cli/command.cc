@@ -64,6 +64,7 @@ int Main(int argc, const char* const* argv) {
   AddRunCommands(app, context);
   AddParamsCommands(app, context);
   AddCheckCommand(app, context);
+  AddConformanceCommand(app, context);
 
   try {
     app.parse(argc, argv);

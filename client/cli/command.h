@@ -38,6 +38,7 @@ void AddRunCommands(CLI::App& app, Context& context);     // hfopt run create | 
 void AddParamsCommands(CLI::App& app, Context& context);  // hfopt params download | upload
 void AddTrainCommand(CLI::App& app, Context& context);    // hfopt train
 void AddCheckCommand(CLI::App& app, Context& context);    // hfopt check
+void AddConformanceCommand(CLI::App& app, Context& context);  // hfopt conformance
 
 // The same status, with a message for people where the transport's own words do not help.
 absl::Status Explain(const absl::Status& status, const Context& context);
