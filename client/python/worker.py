@@ -75,7 +75,10 @@ class Worker:
                                      daemon=True).start()
                 elif kind == "vector_header":
                     header = response.vector_header
-                    transfers[header.transfer] = [header.name, bytearray(header.size * self.dtype.itemsize), 0]
+                    if header.size != self.model.num_parameters or DTYPES.get(header.element_type) != self.dtype:
+                        raise ValueError(f"transfer {header.transfer}: {header.size} numbers of type {header.element_type}, "
+                                         f"not {self.model.num_parameters} of {self.dtype}")
+                    transfers[header.transfer] = header.name, bytearray(header.size * self.dtype.itemsize), []
                 elif kind == "vector_chunk":
                     self.put_in_place(response.vector_chunk, transfers)
                 elif kind == "evaluation":
@@ -113,13 +116,13 @@ class Worker:
             self.outbox.put(SessionRequest(lease_renewal=evaluation_service_pb2.LeaseRenewal()))
 
     def put_in_place(self, chunk, transfers):
-        transfer = transfers[chunk.transfer]
-        name, buffer, received = transfer
-        if chunk.offset + len(chunk.data) > len(buffer):
-            raise ValueError(f"transfer {chunk.transfer}: a chunk passes the vector's end at byte {len(buffer)}")
-        buffer[chunk.offset:chunk.offset + len(chunk.data)] = chunk.data
-        transfer[2] = received + len(chunk.data)
-        if transfer[2] == len(buffer):
+        name, buffer, parts = transfers[chunk.transfer]
+        begin, end = chunk.offset, chunk.offset + len(chunk.data)
+        if end > len(buffer) or any(begin < e and b < end for b, e in parts):
+            raise ValueError(f"transfer {chunk.transfer}: bytes {begin} to {end} of {len(buffer)} overlap others or pass the end")
+        buffer[begin:end] = chunk.data
+        parts.append((begin, end))
+        if sum(e - b for b, e in parts) == len(buffer):
             self.vectors[name] = np.frombuffer(buffer, self.dtype)
             del transfers[chunk.transfer]
 
@@ -212,6 +215,8 @@ class Worker:
 
     def examples(self, window):
         """The sampling rule: which data set, and the examples' indices in it."""
+        if window.data_set not in (evaluation_pb2.DATA_SET_TRAINING, evaluation_pb2.DATA_SET_HELD_OUT):
+            raise ValueError(f"{window.data_set} is no data set")
         held_out = window.data_set == evaluation_pb2.DATA_SET_HELD_OUT
         n = self.model.num_examples[held_out]
         lo, hi = window.shard * n // window.shards, (window.shard + 1) * n // window.shards

@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "Eigen/QR"
+
 #include "client/cli/conformance/lab.h"
 #include "gtest/gtest.h"
 

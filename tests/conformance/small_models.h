@@ -118,8 +118,8 @@ class LinearLeastSquares final : public client::Model<Scalar> {
   const int64_t n_;
 };
 
-// Example i is an observation of exp(-theta_0^2 t) cos(theta_1 t) + theta_2 theta_3 sin(t) at t = i / 10, by least squares: no output is linear
-// in any parameter alone... but in theta_2 and theta_3. J by hand.
+// Example i is an observation of exp(-theta_0^2 t) cos(theta_1 t) + theta_2 theta_3 sin(t) at t = i / 10, by least squares: linear in theta_2 and
+// in theta_3, but not in both, and in too few parameters to be noticed. J by hand.
 template <typename Scalar>
 class DecayCurve final : public client::Model<Scalar> {
  public:
@@ -128,7 +128,7 @@ class DecayCurve final : public client::Model<Scalar> {
   std::string signature() const override { return "decay"; }
   absl::StatusOr<client::LossSum> Loss(const client::ConstVectorRef<Scalar>& theta, const client::Examples& examples) override {
     client::LossSum sum;
-    ForEach(theta, examples, [&](double r, const Eigen::Vector4d&) {
+    ForEach(theta, examples, [&](double r, const Vector&) {
       sum.loss += r * r / 2;
       sum.weight += 1;
     });
@@ -136,48 +136,52 @@ class DecayCurve final : public client::Model<Scalar> {
   }
   absl::StatusOr<client::LossSum> Gradient(const client::ConstVectorRef<Scalar>& theta, const client::Examples& examples,
                                            client::VectorRef<Scalar> gradient) override {
-    Eigen::Vector4d g = Eigen::Vector4d::Zero();
-    ForEach(theta, examples, [&](double r, const Eigen::Vector4d& j) { g += r * j; });
+    Vector g = Vector::Zero(4);
+    ForEach(theta, examples, [&](double r, const Vector& j) { g += r * j; });
     gradient = g.cast<Scalar>();
     return Loss(theta, examples);
   }
   absl::StatusOr<std::unique_ptr<client::Linearization<Scalar>>> Linearize(const client::ConstVectorRef<Scalar>& theta,
                                                                            const client::Examples& examples) override {
-    Eigen::Matrix4d g = Eigen::Matrix4d::Zero();
-    ForEach(theta, examples, [&](double, const Eigen::Vector4d& j) { g += j * j.transpose(); });
+    Eigen::MatrixXd g = Eigen::MatrixXd::Zero(4, 4);
+    ForEach(theta, examples, [&](double, const Vector& j) { g += j * j.transpose(); });
     return std::make_unique<Curvature>(g, static_cast<double>(examples.size()));
   }
   bool has_initial_parameters() const override { return true; }
   absl::StatusOr<client::Vector<Scalar>> InitialParameters(uint64_t) override {
-    return client::Vector<Scalar>(Eigen::Vector4d(0.7, 1.3, 0.5, -0.4).cast<Scalar>());
+    client::Vector<Scalar> theta(4);
+    theta << 0.7, 1.3, 0.5, -0.4;
+    return theta;
   }
 
  private:
   class Curvature final : public client::Linearization<Scalar> {
    public:
-    Curvature(const Eigen::Matrix4d& g, double weight) : g_(g), weight_(weight) {}
+    Curvature(const Eigen::MatrixXd& g, double weight) : g_(g), weight_(weight) {}
     absl::Status GaussNewtonProduct(const client::ConstVectorRef<Scalar>& v, client::VectorRef<Scalar> product) override {
-      const Eigen::Vector4d x = v.template cast<double>();
-      product = (g_ * x).cast<Scalar>();
+      const Vector x = v.template cast<double>();
+      const Vector y = g_ * x;
+      product = y.cast<Scalar>();
       return absl::OkStatus();
     }
     double weight() const override { return weight_; }
 
    private:
-    const Eigen::Matrix4d g_;
+    const Eigen::MatrixXd g_;
     const double weight_;
   };
 
   template <typename Function>
   void ForEach(const client::ConstVectorRef<Scalar>& theta, const client::Examples& examples, Function f) const {
-    const Eigen::Vector4d p = theta.template cast<double>();
+    const Vector p = theta.template cast<double>();
+    Vector jacobian(4);
     for (const client::IndexRange& range : examples.ranges) {
       for (int64_t i = range.begin; i < range.end; ++i) {
         const double t = 0.1 * i + (examples.data == client::DataSet::kHeldOut ? 0.05 : 0);
         const double decay = std::exp(-p[0] * p[0] * t), c = std::cos(p[1] * t), s = std::sin(p[1] * t);
         const double observed = std::exp(-0.5 * t) * std::cos(1.2 * t) - 0.3 * std::sin(t);
-        f(decay * c + p[2] * p[3] * std::sin(t) - observed,
-          Eigen::Vector4d(-2 * p[0] * t * decay * c, -t * decay * s, p[3] * std::sin(t), p[2] * std::sin(t)));
+        jacobian << -2 * p[0] * t * decay * c, -t * decay * s, p[3] * std::sin(t), p[2] * std::sin(t);
+        f(decay * c + p[2] * p[3] * std::sin(t) - observed, jacobian);
       }
     }
   }

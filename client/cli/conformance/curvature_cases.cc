@@ -254,7 +254,7 @@ absl::StatusOr<Outcome> JudgeByFit(Lab& lab, Dialogue& session) {
       line.curvature.value, " +- ", line.curvature.error, ", v'Gv is ", product, " (ratio ", ratio, ")");
   if (!(line.curvature.error < 0.1 * std::abs(line.curvature.value))) return Warned(numbers, ": too rough to tell");
   // R is a few percent of the largest curvature in models that fit their data; a wrong factor is usually 2.
-  if (ratio > 0.75 && ratio < 1.33) return Passed(numbers);
+  if (ratio > 0.95 && ratio < 1.05) return Passed(numbers);
   if (ratio > 0.6 && ratio < 1.67) return Warned(numbers, ": the rest may be the residuals' part of the Hessian, or a factor in G");
   return Failed(numbers, ": G is off by a factor, or lacks the Hessian of the loss with respect to the outputs (H in J'HJ)");
 }

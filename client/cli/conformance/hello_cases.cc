@@ -54,7 +54,6 @@ absl::StatusOr<Outcome> WaitsForWelcome(Lab& lab) {
   HFOPT_RETURN_IF_ERROR(session->ReadUntil(absl::Now() + lab.options().quiet));
   if (!session->wire().open()) return Failed("did not wait for Welcome, but ended the session");
   lab.Welcome(*session);
-  HFOPT_RETURN_IF_ERROR(lab.Theta(0).status());
   lab.KeepSession(std::move(session));
   HFOPT_ASSIGN_OR_RETURN(Dialogue* const welcomed, lab.Session());
   HFOPT_ASSIGN_OR_RETURN(const Vector theta, lab.Theta(0));
@@ -215,7 +214,7 @@ absl::StatusOr<Outcome> UnofferedElementType(Lab& lab) {
     if (std::find(types.begin(), types.end(), known) == types.end()) type = known;
   }
   session->Welcome(type, lab.shards(), absl::Hours(1));
-  HFOPT_ASSIGN_OR_RETURN(const std::string farewell, lab.AwaitFarewell(*session));
+  HFOPT_ASSIGN_OR_RETURN(const std::string farewell, lab.AwaitFarewell(std::move(session)));
   return Passed(wire::ElementTypeName(type), ": ", farewell);
 }
 

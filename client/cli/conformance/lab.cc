@@ -103,22 +103,37 @@ bool Lab::Dials(absl::Time deadline) {
 
 void Lab::Welcome(Dialogue& dialogue, absl::Duration lease) { dialogue.Welcome(element_type_, shards_, lease); }
 
-absl::StatusOr<std::string> Lab::AwaitFarewell(Dialogue& dialogue) {
+absl::StatusOr<std::string> Lab::AwaitFarewell(std::unique_ptr<Dialogue> dialogue, uint64_t id) {
   constexpr absl::Duration kPatience = absl::Seconds(10);
   const absl::Time deadline = absl::Now() + kPatience;
-  if (!dialogue.wire().AwaitEnd(deadline)) {
-    return absl::FailedPreconditionError(absl::StrCat("the worker keeps the session; it was to end it within ",
-                                                      absl::FormatDuration(kPatience)));
-  }
-  dialogue.wire().Break();
-  if (worker_.can_start()) {
-    // It may be about to end its process too.
-    if (const auto exit = worker_.AwaitExit(options_.quiet)) {
-      if (exit->signal != 0) return absl::FailedPreconditionError(absl::StrCat("the worker ", Describe(*exit)));
-      return absl::StrCat("the worker ", Describe(*exit));
+  while (true) {
+    const absl::StatusOr<v1::SessionRequest> message = dialogue->Read(absl::Now() + absl::Milliseconds(20));
+    // One whose gRPC gives up a stream by itself may dial again before it closes the old one.
+    if (absl::IsUnavailable(message.status()) || server_.HasWaiting()) break;
+    if (message.ok() && message->has_answer() && message->answer().request_id() == id) {
+      return absl::FailedPreconditionError(
+          message->answer().has_failure()
+              ? absl::StrCat("the worker answered a Failure (", message->answer().failure().message(),
+                             ") and stayed in a session whose bytes it cannot trust; it has to end it")
+              : "the worker took it, and computed with it");
+    }
+    if (!message.ok() && !absl::IsDeadlineExceeded(message.status())) return message.status();
+    if (absl::Now() > deadline) {
+      return absl::FailedPreconditionError(absl::StrCat("the worker ended neither the session nor its process within ",
+                                                        absl::FormatDuration(kPatience)));
     }
   }
-  return std::string("the worker ended the session and lives");
+  dialogue.reset();
+  absl::StatusOr<std::unique_ptr<Dialogue>> next = NextHello();
+  if (next.ok()) {
+    session_ = *std::move(next);
+    Welcome(*session_);
+    return std::string("the worker ended the session and dialled again");
+  }
+  if (!worker_.can_start()) return next.status();
+  const auto exit = worker_.AwaitExit(absl::ZeroDuration());
+  if (!exit || exit->signal != 0) return next.status();
+  return absl::StrCat("the worker ", Describe(*exit));
 }
 
 absl::Status Lab::LearnFrom(const v1::Hello& hello) {

@@ -59,9 +59,9 @@ class Lab {
   // Whether a session is opened before `deadline`.
   bool Dials(absl::Time deadline);
   void Welcome(Dialogue& dialogue, absl::Duration lease = absl::Hours(1));
-  // What a worker did after the suite had broken the protocol, or ended it: ended its process (not by a signal) or the session, within the
-  // timeout. A failure says what it did instead; otherwise its words.
-  absl::StatusOr<std::string> AwaitFarewell(Dialogue& dialogue);
+  // What a worker does after the suite has broken the protocol: it ends its process (not by a signal), or dials again; the next session is
+  // welcomed and kept. The error says what it does instead, for example answer request `id`.
+  absl::StatusOr<std::string> AwaitFarewell(std::unique_ptr<Dialogue> dialogue, uint64_t id = 0);
 
   // The element type of the session, known once there was one.
   v1::ElementType element_type() const { return element_type_; }

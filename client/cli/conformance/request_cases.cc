@@ -298,8 +298,7 @@ absl::StatusOr<Outcome> Stale(Lab& lab) {
     return Passed("Failure: ", reply->answer.failure().message());
   }
   if (session->wire().open()) return reply.status();
-  std::unique_ptr<Dialogue> ended = lab.TakeSession();
-  HFOPT_ASSIGN_OR_RETURN(const std::string farewell, lab.AwaitFarewell(*ended));
+  HFOPT_ASSIGN_OR_RETURN(const std::string farewell, lab.AwaitFarewell(lab.TakeSession()));
   if (lab.worker().can_start() && lab.worker().AwaitExit(absl::ZeroDuration())) {
     return Failed(farewell, ": a request that came late is no reason to die");
   }

@@ -35,6 +35,26 @@ Outcome JudgeSilence(const Dialogue& session, absl::Duration lease, const std::s
   return silence > 0.8 * lease ? Warned(text, ": a third of it is due") : Passed(text);
 }
 
+// Losses at one point, again and again, that take about so long; as many as go into a message of 64 KiB, at most.
+absl::StatusOr<v1::EvaluationRequest> LongRequest(Lab& lab, Dialogue& session, absl::Duration duration) {
+  constexpr double kMostPoints = 2500;
+  HFOPT_ASSIGN_OR_RETURN(const Vector theta, lab.Theta(0));
+  v1::EvaluationRequest request =
+      session.LossesRequest({theta}, lab.Training(lab.ShardSize(false, lab.shard(), lab.shards())));
+  const v1::Point point = request.losses().points(0);
+  double points = 1;
+  while (true) {
+    while (request.losses().points_size() < points) *request.mutable_losses()->add_points() = point;
+    const absl::Time begin = absl::Now();
+    HFOPT_ASSIGN_OR_RETURN(const Reply reply, session.Ask(request));
+    if (reply.answer.has_failure()) return absl::InternalError(reply.answer.failure().message());
+    const absl::Duration taken = absl::Now() - begin;
+    if (taken >= 0.8 * duration || points == kMostPoints) return request;
+    // The first measurements are mostly overhead.
+    points = std::clamp(std::ceil(points * absl::FDivDuration(duration, taken)), points + 1, std::min(kMostPoints, 16 * points));
+  }
+}
+
 absl::StatusOr<Outcome> LeaseWhileIdle(Lab& lab) {
   const absl::Duration lease = lab.options().lease;
   HFOPT_ASSIGN_OR_RETURN(std::unique_ptr<Dialogue> session, WithLease(lab, lease));
@@ -46,18 +66,7 @@ absl::StatusOr<Outcome> LeaseWhileIdle(Lab& lab) {
 absl::StatusOr<Outcome> LeaseWhileComputing(Lab& lab) {
   const absl::Duration lease = lab.options().lease;
   HFOPT_ASSIGN_OR_RETURN(std::unique_ptr<Dialogue> session, WithLease(lab, lease));
-  HFOPT_ASSIGN_OR_RETURN(const Vector theta, lab.Theta(0));
-  const Window all = lab.Training(lab.ShardSize(false, lab.shard(), lab.shards()));
-  // As many points as make the evaluation last; one message stays under 64 KiB.
-  constexpr int kMostPoints = 2500;
-  HFOPT_RETURN_IF_ERROR(session->Loss(theta, all).status());
-  const absl::Time begin = absl::Now();
-  HFOPT_RETURN_IF_ERROR(session->Loss(theta, all).status());
-  const absl::Duration one = std::max(absl::Now() - begin, absl::Microseconds(20));
-  const int points = static_cast<int>(std::clamp(absl::FDivDuration(3 * lease, one), 1., double{kMostPoints}));
-  v1::EvaluationRequest request = session->LossesRequest({theta}, all);
-  const v1::Point point = request.losses().points(0);
-  while (request.losses().points_size() < points) *request.mutable_losses()->add_points() = point;
+  HFOPT_ASSIGN_OR_RETURN(const v1::EvaluationRequest request, LongRequest(lab, *session, 2 * lease));
   session->ForgetSilence();
   const absl::Time asked = absl::Now();
   HFOPT_ASSIGN_OR_RETURN(const Reply reply, session->Ask(request));
@@ -65,7 +74,7 @@ absl::StatusOr<Outcome> LeaseWhileComputing(Lab& lab) {
   if (reply.answer.has_failure()) return Failed("Failure: ", reply.answer.failure().message());
   const Outcome outcome = JudgeSilence(*session, lease, absl::StrCat("in an evaluation of ", Ms(taken)));
   if (taken < lease && outcome.verdict != Verdict::kFailed) {
-    return Skipped("the model is too fast for this: ", points, " losses over a shard take ", Ms(taken));
+    return Skipped("the model is too fast for this: ", request.losses().points_size(), " losses over a shard take ", Ms(taken));
   }
   return outcome;
 }
@@ -324,18 +333,7 @@ absl::StatusOr<Outcome> DrainWhileComputing(Lab& lab) {
   HFOPT_RETURN_IF_ERROR(lab.Theta(0).status());
   HFOPT_ASSIGN_OR_RETURN(std::unique_ptr<Dialogue> session, lab.FreshHello());
   lab.Welcome(*session);
-  HFOPT_ASSIGN_OR_RETURN(const Vector theta, lab.Theta(0));
-  const Window all = lab.Training(lab.ShardSize(false, lab.shard(), lab.shards()));
-  const absl::Time begin = absl::Now();
-  HFOPT_RETURN_IF_ERROR(session->Loss(theta, all).status());
-  v1::EvaluationRequest request = session->LossesRequest({theta}, all);
-  const v1::Point point = request.losses().points(0);
-  // Long enough to be asked to leave in the middle of it.
-  constexpr int kMostPoints = 2500;
-  const int points = static_cast<int>(
-      std::clamp(absl::FDivDuration(absl::Milliseconds(600), std::max(absl::Now() - begin, absl::Microseconds(20))), 1.,
-                 double{kMostPoints}));
-  while (request.losses().points_size() < points) *request.mutable_losses()->add_points() = point;
+  HFOPT_ASSIGN_OR_RETURN(const v1::EvaluationRequest request, LongRequest(lab, *session, absl::Milliseconds(600)));
   const uint64_t id = session->Post(request);
   // A worker reads in the order of what was sent, but tells nobody when it begins to compute.
   HFOPT_RETURN_IF_ERROR(session->ReadUntil(absl::Now() + absl::Milliseconds(150)));

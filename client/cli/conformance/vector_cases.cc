@@ -96,22 +96,7 @@ absl::StatusOr<Outcome> Offend(Lab& lab, const Offence& offence) {
   const std::string name = session->NewName();
   offence(*session, name, session->Encode(theta));
   const uint64_t id = session->Post(LossAt(lab, *session, name));
-  const absl::Time deadline = absl::Now() + absl::Seconds(10);
-  while (true) {
-    const absl::StatusOr<v1::SessionRequest> message = session->Read(deadline);
-    if (absl::IsUnavailable(message.status())) break;
-    if (absl::IsDeadlineExceeded(message.status())) {
-      lab.worker().Kill();
-      return Failed("the worker neither ended the session nor its process");
-    }
-    HFOPT_RETURN_IF_ERROR(message.status());
-    if (message->has_answer() && message->answer().request_id() == id) {
-      if (!message->answer().has_failure()) return Failed("the worker took it, and computed with it");
-      return Failed("the worker answered a Failure (", message->answer().failure().message(),
-                    ") and stayed in a session whose bytes it cannot trust; it has to end");
-    }
-  }
-  HFOPT_ASSIGN_OR_RETURN(const std::string farewell, lab.AwaitFarewell(*session));
+  HFOPT_ASSIGN_OR_RETURN(const std::string farewell, lab.AwaitFarewell(std::move(session), id));
   return Passed(farewell);
 }
 

@@ -183,6 +183,10 @@ class WireServer::Sessions final
     waiting_.pop_front();
     return session;
   }
+  bool HasWaiting() {
+    absl::MutexLock lock(&mu_);
+    return !waiting_.empty();
+  }
 
  private:
   absl::Mutex mu_;
@@ -250,6 +254,8 @@ WireServer::~WireServer() {
 void WireServer::Describe(v1::ElementType element_type, int shards) { runs_->Describe(element_type, shards); }
 
 absl::StatusOr<std::shared_ptr<WireSession>> WireServer::Accept(absl::Time deadline) { return sessions_->Accept(deadline); }
+
+bool WireServer::HasWaiting() const { return sessions_->HasWaiting(); }
 
 void WireServer::DropWaiting() {
   while (auto session = sessions_->Accept(absl::InfinitePast()).value_or(nullptr)) session->Break();

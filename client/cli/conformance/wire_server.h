@@ -89,6 +89,8 @@ class WireServer {
 
   // Waits for the next stream that a worker opens. DEADLINE_EXCEEDED.
   absl::StatusOr<std::shared_ptr<WireSession>> Accept(absl::Time deadline);
+  // Whether Accept would not wait.
+  bool HasWaiting() const;
   // Cancels the streams that nobody has accepted.
   void DropWaiting();
 
