@@ -28,8 +28,14 @@ TEST(Extrapolate, FindsDerivativesToNearlyAllDigits) {
 }
 
 TEST(Extrapolate, KnowsThatARoughFunctionHasNoDerivative) {
-  const LineDerivatives line = Extrapolate(0.1, Along([](double t) { return std::round(1000 * std::exp(t)) / 1000; }, 0.1, 16));
+  const LineDerivatives line = Extrapolate(0.1, Along([](double t) { return std::round(1000 * std::exp(0.7123 * t)) / 1000; }, 0.1, 16));
   EXPECT_GT(line.slope.error, 1e-4);
+}
+
+TEST(Extrapolate, IsExactWhereNothingChanges) {
+  const LineDerivatives line = Extrapolate(0.1, Along([](double) { return 7; }, 0.1, 8));
+  EXPECT_EQ(line.slope.value, 0);
+  EXPECT_EQ(line.slope.error, 0);
 }
 
 TEST(LanczosExtremes, FindsBothEndsOfASpectrum) {

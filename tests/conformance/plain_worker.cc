@@ -85,16 +85,30 @@ absl::Status PlainWorker::Serve() {
   v1::SessionResponse message;
   absl::Status offence;
   while (offence.ok() && session.stream->Read(&message)) offence = Handle(message);
-  if (!offence.ok()) session.context.TryCancel();
+  if (!offence.ok()) {
+    session.context.TryCancel();
+    while (session.stream->Read(&message)) {
+    }
+  }
   {
     const std::lock_guard<std::mutex> lock(mu_);
     over_ = true;
     changed_.notify_all();
   }
   writer.join();
-  while (session.stream->Read(&message)) {
-  }
+  // A message that cannot be parsed ends the reads of this stub, but not the stream.
+  bool done = false;
+  std::thread cancel([&] {
+    std::unique_lock<std::mutex> lock(mu_);
+    if (!changed_.wait_for(lock, std::chrono::milliseconds(300), [&] { return done; })) session.context.TryCancel();
+  });
   const absl::Status status = wire::FromGrpc(session.stream->Finish());
+  {
+    const std::lock_guard<std::mutex> lock(mu_);
+    done = true;
+    changed_.notify_all();
+  }
+  cancel.join();
   const std::lock_guard<std::mutex> lock(mu_);
   session_ = nullptr;
   return !offence.ok() ? offence : status.ok() ? absl::UnavailableError("closed without a reason") : status;
@@ -103,12 +117,10 @@ absl::Status PlainWorker::Serve() {
 // Sends what is in the outbox, and renewals.
 void PlainWorker::Write() {
   std::unique_lock<std::mutex> lock(mu_);
-  auto next_renewal = std::chrono::steady_clock::now();
-  const auto renew_later = [&] {
-    next_renewal = std::chrono::steady_clock::now() + std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::duration<double>(lease_ / 3));
-  };
-  renew_later();
+  using Clock = std::chrono::steady_clock;
+  Clock::time_point last_write = Clock::now();
   while (!over_) {
+    const auto next_renewal = last_write + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(lease_ / 3));
     const bool may_renew = welcomed_ && !Is(Misconduct::kNeverRenews) && !(computing_ && Is(Misconduct::kRenewsBetweenEvaluationsOnly));
     v1::SessionRequest message;
     if (!outbox_.empty()) {
@@ -118,16 +130,16 @@ void PlainWorker::Write() {
       session_->stream->WritesDone();
       changed_.wait(lock, [this] { return over_; });
       return;
-    } else if (may_renew && std::chrono::steady_clock::now() >= next_renewal) {
+    } else if (may_renew && Clock::now() >= next_renewal) {
       message.mutable_lease_renewal();
     } else {
-      changed_.wait_until(lock, std::min(next_renewal, std::chrono::steady_clock::now() + std::chrono::milliseconds(20)));
+      changed_.wait_until(lock, std::min(next_renewal, Clock::now() + std::chrono::milliseconds(20)));
       continue;
     }
     lock.unlock();
     session_->stream->Write(message);
     lock.lock();
-    renew_later();
+    last_write = Clock::now();
   }
 }
 
@@ -220,7 +232,7 @@ void PlainWorker::HandleEvaluation(v1::EvaluationRequest request) {
     request.mutable_slice()->set_shard(0);
     request.mutable_slice()->set_shards(1);
   }
-  if (Is(Misconduct::kTakesTheFirstTermOnly)) {
+  if (Is(Misconduct::kTakesTheFirstTermOnly) && request.has_losses()) {
     for (v1::Point& point : *request.mutable_losses()->mutable_points()) {
       while (point.terms_size() > 1) point.mutable_terms()->RemoveLast();
     }
@@ -246,7 +258,7 @@ void PlainWorker::HandleEvaluation(v1::EvaluationRequest request) {
   if (second_copy && Is(Misconduct::kAnswersASecondCopyOtherwise) && evaluated.answer.has_gradient()) {
     evaluated.answer.mutable_gradient()->set_loss_sum(1.0001 * evaluated.answer.gradient().loss_sum());
   }
-  if (Is(Misconduct::kCutsMetrics)) {
+  if (Is(Misconduct::kCutsMetrics) && evaluated.answer.has_losses()) {
     for (v1::MetricSums& metric : *evaluated.answer.mutable_losses()->mutable_metrics()) metric.mutable_sums()->Truncate(1);
   }
   bool drop = false;

@@ -29,7 +29,7 @@ Vector RandomSigns(int64_t n, const Block& block, uint64_t seed) {
 absl::StatusOr<LineDerivatives> DerivativesAlong(Lab& lab, Dialogue& session, const Vector& theta, const Vector& d,
                                                  const Window& window, double reach) {
   // From steps that are large against rounding to steps that are small against what a loss is made of (kinks included).
-  const int levels = lab.float64() ? 16 : 5;
+  const int levels = lab.float64() ? 16 : 9;
   const double first = (lab.float64() ? 1 : 8) * reach * std::max(lab.step(), 1e-3) / d.cwiseAbs().maxCoeff();
   double step = first;
   std::vector<Point> points = {theta};
@@ -38,7 +38,8 @@ absl::StatusOr<LineDerivatives> DerivativesAlong(Lab& lab, Dialogue& session, co
     points.push_back(Point(theta, {{-step, d}}));
   }
   HFOPT_ASSIGN_OR_RETURN(const v1::LossesAnswer answer, session.Losses(points, window));
-  return Extrapolate(first, {answer.loss_sums().begin(), answer.loss_sums().end()});
+  // A loss of float32 arithmetic is summed in something better, usually.
+  return Extrapolate(first, {answer.loss_sums().begin(), answer.loss_sums().end()}, lab.limit(0x1p-52, 0x1p-26));
 }
 
 }  // namespace hfopt::conformance

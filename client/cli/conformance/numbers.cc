@@ -53,11 +53,21 @@ void Ridders(const std::vector<double>& approximations, const std::vector<double
 
 }  // namespace
 
-LineDerivatives Extrapolate(double h, const std::vector<double>& losses) {
+LineDerivatives Extrapolate(double h, const std::vector<double>& losses, double epsilon) {
+  // Values that are equal at different points show the grain of a coarse arithmetic.
+  bool is_grained = false;
+  double grain = std::numeric_limits<double>::infinity();
+  for (size_t i = 1; i < losses.size(); ++i) {
+    const double change = std::abs(losses[i] - losses[0]);
+    is_grained = is_grained || change == 0;
+    if (change != 0) grain = std::min(grain, change);
+  }
+  if (std::isinf(grain)) return {.slopes = {{0, 0}}, .curvatures = {{0, 0}}};  // nothing changes at all
+  const double rounding = std::max(4 * epsilon * std::abs(losses[0]), is_grained ? grain : 0);
+
   std::vector<double> slopes, curvatures, slope_noise, curvature_noise;
   double step = h;
   for (size_t i = 1; i + 1 < losses.size(); i += 2, step /= 2) {
-    const double rounding = 4 * std::numeric_limits<double>::epsilon() * std::abs(losses[0]);
     slopes.push_back((losses[i] - losses[i + 1]) / (2 * step));
     slope_noise.push_back(rounding / step);
     curvatures.push_back((losses[i] - 2 * losses[0] + losses[i + 1]) / (step * step));

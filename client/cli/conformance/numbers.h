@@ -28,8 +28,9 @@ struct LineDerivatives {
   Estimate slope, curvature;
   std::vector<Estimate> slopes, curvatures;  // candidates
 };
-// losses = {f(0), f(h), f(-h), f(h / 2), f(-h / 2), ...}; at least 5.
-LineDerivatives Extrapolate(double h, const std::vector<double>& losses);
+// losses = {f(0), f(h), f(-h), f(h / 2), f(-h / 2), ...}; at least 5. `epsilon` is the relative rounding error of f, unless equal values show
+// a larger one.
+LineDerivatives Extrapolate(double h, const std::vector<double>& losses, double epsilon = 0x1p-52);
 
 // The smallest and the largest eigenvalue of a symmetric operator that Lanczos' iteration with full reorthogonalization finds in `steps`
 // steps from `start`, with their Ritz vectors: v'Av of unit vectors, so that a negative value is a proof. Larger `steps` find more.

@@ -55,16 +55,23 @@ absl::StatusOr<v1::EvaluationRequest> LongRequest(Lab& lab, Dialogue& session, a
   }
 }
 
-absl::StatusOr<Outcome> LeaseWhileIdle(Lab& lab) {
-  const absl::Duration lease = lab.options().lease;
+// A machine that is busy with other things may be late: what fails in a short lease is tried in a longer one.
+using InALease = absl::StatusOr<Outcome> (*)(Lab& lab, absl::Duration lease);
+absl::StatusOr<Outcome> TryLeases(Lab& lab, InALease one) {
+  HFOPT_ASSIGN_OR_RETURN(const Outcome outcome, one(lab, lab.options().lease));
+  if (outcome.verdict != Verdict::kFailed) return outcome;
+  HFOPT_ASSIGN_OR_RETURN(const Outcome again, one(lab, 3 * lab.options().lease));
+  return again.verdict == Verdict::kSkipped ? outcome : again;
+}
+
+absl::StatusOr<Outcome> LeaseWhileIdle(Lab& lab, absl::Duration lease) {
   HFOPT_ASSIGN_OR_RETURN(std::unique_ptr<Dialogue> session, WithLease(lab, lease));
   HFOPT_RETURN_IF_ERROR(session->ReadUntil(absl::Now() + 2 * lease));
   if (!session->wire().open()) return Failed("the worker left while nothing was asked");
   return JudgeSilence(*session, lease, "with nothing to do");
 }
 
-absl::StatusOr<Outcome> LeaseWhileComputing(Lab& lab) {
-  const absl::Duration lease = lab.options().lease;
+absl::StatusOr<Outcome> LeaseWhileComputing(Lab& lab, absl::Duration lease) {
   HFOPT_ASSIGN_OR_RETURN(std::unique_ptr<Dialogue> session, WithLease(lab, lease));
   HFOPT_ASSIGN_OR_RETURN(const v1::EvaluationRequest request, LongRequest(lab, *session, 2 * lease));
   session->ForgetSilence();
@@ -79,8 +86,7 @@ absl::StatusOr<Outcome> LeaseWhileComputing(Lab& lab) {
   return outcome;
 }
 
-absl::StatusOr<Outcome> SlowSending(Lab& lab) {
-  const absl::Duration lease = lab.options().lease;
+absl::StatusOr<Outcome> SlowSending(Lab& lab, absl::Duration lease) {
   HFOPT_ASSIGN_OR_RETURN(std::unique_ptr<Dialogue> session, WithLease(lab, lease));
   HFOPT_ASSIGN_OR_RETURN(const Vector theta, lab.Theta(1));
   const std::string bytes = session->Encode(theta), name = session->NewName();
@@ -356,9 +362,9 @@ std::vector<Case> SessionCases() {
           {"reconnect/in-an-upload", "half a vector is forgotten when the stream breaks, and can be sent again", BreakInAnUpload},
           {"reconnect/held-vectors", "vectors that Hello states to be held are held, those released are not", HeldVectors},
           {"reconnect/in-an-answer", "answers cut off are sent again if Hello promised them, and computed again if not", BreakInAnAnswer},
-          {"lease/idle", "renews its lease while it has nothing to do", LeaseWhileIdle},
-          {"lease/computing", "renews its lease during a long evaluation", LeaseWhileComputing},
-          {"lease/slow-sending", "renews its lease while a vector comes in slowly", SlowSending},
+          {"lease/idle", "renews its lease while it has nothing to do", [](Lab& lab) { return TryLeases(lab, LeaseWhileIdle); }},
+          {"lease/computing", "renews its lease during a long evaluation", [](Lab& lab) { return TryLeases(lab, LeaseWhileComputing); }},
+          {"lease/slow-sending", "renews its lease while a vector comes in slowly", [](Lab& lab) { return TryLeases(lab, SlowSending); }},
           {"end/finished", "Finished ends it with exit code 0", [](Lab& lab) { return Finished(lab, false); }, true},
           {"end/finished-at-once", "the same right after Welcome", [](Lab& lab) { return Finished(lab, true); }, true},
           {"end/drain-idle", "leaves on SIGTERM: Drain, the end of its half of the stream, exit code 0", DrainWhileIdle, true},

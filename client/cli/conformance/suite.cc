@@ -8,6 +8,23 @@
 #include "absl/strings/str_cat.h"
 
 namespace hfopt::conformance {
+namespace {
+
+// A worker that the suite started is killed with its WorkerUnderTest; another one is told that it may stop.
+void SayFarewell(Lab& lab) {
+  if (!lab.worker().can_start() && lab.Session().ok()) {
+    const std::unique_ptr<Dialogue> session = lab.TakeSession();
+    v1::SessionResponse message;
+    message.mutable_finished()->set_reason("CHECKED");
+    message.mutable_finished()->set_detail("hfopt conformance has ended");
+    session->Send(message);
+    session->wire().Close(absl::OkStatus());
+    session->wire().AwaitEnd(absl::Now() + absl::Seconds(5));
+  }
+  lab.HangUp();
+}
+
+}  // namespace
 
 std::vector<Case> AllCases() {
   std::vector<Case> all;
@@ -61,7 +78,7 @@ std::vector<CaseResult> RunCases(const std::vector<Case>& cases, Lab& lab,
     results.push_back(result);
     if (!on_result(results.back())) break;
   }
-  lab.HangUp();
+  SayFarewell(lab);
   return results;
 }
 

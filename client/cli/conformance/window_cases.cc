@@ -184,13 +184,20 @@ absl::StatusOr<Outcome> HeldOut(Lab& lab) {
   if (RelativeDifference(sum, held_out.loss_sums(0)) > SumLimit(lab)) {
     return Failed("the loss of the whole is ", held_out.loss_sums(0), ", the sum of its halves ", sum);
   }
-  int equal = 0, compared = 0;
+  // Training examples in their place: at the same position of the shard, or of the data.
+  int at_position = 0, at_index = 0, compared = 0;
   for (uint64_t i = 0; i < std::min<uint64_t>(8, whole.count); ++i) {
     HFOPT_ASSIGN_OR_RETURN(const double a, session->Loss(theta, {true, whole.shard, whole.shards, i, 1}));
     HFOPT_ASSIGN_OR_RETURN(const double b, session->Loss(theta, {false, whole.shard, whole.shards, i, 1}));
-    equal += a == b;
+    const uint64_t index = lab.ShardBegin(true, whole.shard, whole.shards) + i;
+    if (lab.has_all_shards() && index < hello.training_examples()) {
+      HFOPT_ASSIGN_OR_RETURN(const double c, session->Loss(theta, {false, 0, 1, index, 1}));
+      at_index += a == c;
+    }
+    at_position += a == b;
     ++compared;
   }
+  const int equal = std::max(at_position, at_index);
   const std::string numbers = absl::StrCat("the losses of ", equal, " of ", compared, " held-out examples are those of the training "
                                            "examples at the same place");
   if (equal < compared || compared < 2) return Passed(whole.count, " examples, loss ", held_out.loss_sums(0));
