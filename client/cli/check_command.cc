@@ -163,7 +163,8 @@ void AddCheckCommand(CLI::App& app, Context& context) {
   auto flags = std::make_shared<CheckFlags>();
   CLI::App& command = AddCommand(
       app, context, "check",
-      "Check a worker's derivatives: waits for it in the place of a server, and compares its answers with one another",
+      "Check a worker's derivatives: waits for it in the place of a server, and compares its answers with one another "
+      "(hfopt conformance does this and more, and knows which mistakes a product can hide)",
       [&context, flags] { return Check(*flags, context); });
   command.add_option("--listen", flags->listen, "Address the worker is to dial; port 0: chosen by the system")
       ->type_name("ADDRESS")

@@ -70,6 +70,7 @@ int Main(int argc, const char* const* argv) {
   AddRunCommands(app, context);
   AddParamsCommands(app, context);
   AddCheckCommand(app, context);
+  AddConformanceCommand(app, context);
   AddDoctorCommand(app, context);
   AddCertsCommand(app, context);
   AddTokenCommand(app, context);

@@ -39,6 +39,7 @@ void AddRunCommands(CLI::App& app, Context& context);     // hfopt run create | 
 void AddParamsCommands(CLI::App& app, Context& context);  // hfopt params download | upload
 void AddTrainCommand(CLI::App& app, Context& context);    // hfopt train
 void AddCheckCommand(CLI::App& app, Context& context);    // hfopt check
+void AddConformanceCommand(CLI::App& app, Context& context);  // hfopt conformance
 void AddDoctorCommand(CLI::App& app, Context& context);   // hfopt doctor
 void AddCertsCommand(CLI::App& app, Context& context);    // hfopt certs
 void AddTokenCommand(CLI::App& app, Context& context);    // hfopt token
