@@ -78,10 +78,12 @@ func (digits) gradient(theta []float64, examples []example) (loss float64, gradi
 		d, exampleLoss := predict(theta, e)
 		loss += exampleLoss
 		d[e.label]--
-		for i := range theta {
-			g := e.x[i/classes] * d[i%classes]
-			gradient[i] += g
-			squares[i] += g * g
+		for k, x := range e.x {
+			for c := range d {
+				g := x * d[c]
+				gradient[k*classes+c] += g
+				squares[k*classes+c] += g * g
+			}
 		}
 	}
 	return loss, gradient, squares
@@ -96,8 +98,13 @@ func (digits) product(theta, v []float64, examples []example) []float64 {
 		for c := range p {
 			mean += p[c] * jv[c]
 		}
-		for i := range v {
-			product[i] += e.x[i/classes] * p[i%classes] * (jv[i%classes] - mean)
+		for c := range p {
+			jv[c] = p[c] * (jv[c] - mean) // now H J v
+		}
+		for k, x := range e.x {
+			for c := range jv {
+				product[k*classes+c] += x * jv[c]
+			}
 		}
 	}
 	return product
@@ -105,8 +112,10 @@ func (digits) product(theta, v []float64, examples []example) []float64 {
 
 // outputs returns z.
 func outputs(theta []float64, e example) (z [classes]float64) {
-	for i, weight := range theta {
-		z[i%classes] += e.x[i/classes] * weight
+	for k, x := range e.x {
+		for c := range z {
+			z[c] += x * theta[k*classes+c]
+		}
 	}
 	return z
 }

@@ -31,10 +31,9 @@ type worker struct {
 
 type session struct {
 	*worker
-	stream    pb.EvaluationService_SessionClient
-	sending   sync.Mutex
-	incoming  map[uint64]*transfer
-	transfers uint64 // sent
+	stream   pb.EvaluationService_SessionClient
+	sending  sync.Mutex
+	incoming map[uint64]*transfer // by number
 }
 
 type transfer struct {
@@ -86,8 +85,8 @@ func (w *worker) serve(leave context.Context, client pb.EvaluationServiceClient)
 	s.send(&pb.SessionRequest{Message: &pb.SessionRequest_Hello{Hello: w.hello}})
 
 	var finished *pb.Finished
-	var end error // of the stream; to be read when inbox is closed
-	var cancelled sync.Map
+	var end error        // of the stream; to be read when inbox is closed
+	var pending sync.Map // ids of requests that are still to be answered
 	inbox, drained := make(chan *pb.SessionResponse, 1<<16), make(chan struct{})
 	go func() { // reads on while the model computes and while answers are sent
 		defer close(inbox)
@@ -97,8 +96,12 @@ func (w *worker) serve(leave context.Context, client pb.EvaluationServiceClient)
 				end = err
 				return
 			}
-			if cancel := response.GetCancel(); cancel != nil {
-				cancelled.Store(cancel.RequestId, true)
+			if request := response.GetEvaluation(); request != nil {
+				if _, again := pending.LoadOrStore(request.Id, true); again {
+					continue
+				}
+			} else if cancel := response.GetCancel(); cancel != nil {
+				pending.Delete(cancel.RequestId)
 			}
 			inbox <- response
 		}
@@ -128,9 +131,10 @@ func (w *worker) serve(leave context.Context, client pb.EvaluationServiceClient)
 			case *pb.SessionResponse_VectorChunk:
 				err = s.put(m.VectorChunk)
 			case *pb.SessionResponse_Evaluation:
-				if _, found := cancelled.LoadAndDelete(m.Evaluation.Id); !found && leave.Err() == nil {
+				if _, wanted := pending.Load(m.Evaluation.Id); wanted && leave.Err() == nil {
 					s.answer(m.Evaluation)
 				}
+				pending.Delete(m.Evaluation.Id)
 			case *pb.SessionResponse_Release:
 				for _, name := range m.Release.Vectors {
 					delete(w.vectors, string(name))
@@ -199,7 +203,7 @@ func (s *session) answer(request *pb.EvaluationRequest) {
 	begin := time.Now()
 	answer, vectors := s.evaluate(request)
 	answer.RequestId, answer.ComputeSeconds = request.Id, time.Since(begin).Seconds()
-	for i, v := range vectors {
+	for i, v := range vectors { // the numbers of their transfers are free again after each answer
 		data, _ := binary.Append(nil, binary.LittleEndian, v)
 		s.send(&pb.SessionRequest{Message: &pb.SessionRequest_VectorHeader{VectorHeader: &pb.VectorHeader{
 			Transfer: uint64(i + 1), Size: uint64(len(v)), ElementType: pb.ElementType_ELEMENT_TYPE_FLOAT64}}})

@@ -67,7 +67,9 @@ export function initialParameters(seed: bigint): Float64Array {
 /** z. */
 function outputs(theta: ArrayLike<number>, x: Float64Array): Float64Array {
   const z = new Float64Array(classes);
-  for (let i = 0; i < numParameters; i++) z[i % classes] += x[Math.floor(i / classes)] * theta[i];
+  for (let k = 0, i = 0; k < inputs; k++) {
+    for (let c = 0; c < classes; c++) z[c] += x[k] * theta[i++];
+  }
   return z;
 }
 
@@ -97,10 +99,12 @@ export function gradient(theta: ArrayLike<number>, examples: Example[]) {
     const { p: d, loss } = predict(theta, example);
     total.loss += loss;
     d[example.label] -= 1;
-    for (let i = 0; i < numParameters; i++) {
-      const g = example.x[Math.floor(i / classes)] * d[i % classes];
-      total.gradient[i] += g;
-      total.squares[i] += g * g;
+    for (let k = 0, i = 0; k < inputs; k++) {
+      for (let c = 0; c < classes; c++, i++) {
+        const g = example.x[k] * d[c];
+        total.gradient[i] += g;
+        total.squares[i] += g * g;
+      }
     }
   }
   return total;
@@ -113,8 +117,9 @@ export function product(theta: ArrayLike<number>, v: ArrayLike<number>, examples
     const { p } = predict(theta, example);
     const jv = outputs(v, example.x);
     const mean = jv.reduce((sum, value, c) => sum + p[c] * value, 0);
-    for (let i = 0; i < numParameters; i++) {
-      total[i] += example.x[Math.floor(i / classes)] * p[i % classes] * (jv[i % classes] - mean);
+    const hjv = jv.map((value, c) => p[c] * (value - mean));
+    for (let k = 0, i = 0; k < inputs; k++) {
+      for (let c = 0; c < classes; c++) total[i++] += example.x[k] * hjv[c];
     }
   }
   return total;

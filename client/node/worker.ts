@@ -66,6 +66,9 @@ class Session {
         else if (message.finished) finished = message.finished;
       }
       return finished;
+    } catch (error) {
+      if (finished) return finished;
+      throw error;
     } finally {
       this.over.abort();
       this.call.cancel();
@@ -101,22 +104,23 @@ class Session {
 
   /** Keeps a chunk, and makes a vector of all when all have come. */
   private put(chunk: VectorChunk): void {
-    const vector = new arrays[this.elementType!](numParameters);
     const transfer = this.incoming.get(chunk.transfer);
-    if (!transfer || Number(chunk.offset) + chunk.data.length > vector.byteLength) {
+    const size = numParameters * arrays[this.elementType!].BYTES_PER_ELEMENT;
+    if (!transfer || Number(chunk.offset) + chunk.data.length > size) {
       throw new ProtocolError(`transfer ${chunk.transfer} has no place for ${chunk.data.length} bytes at ${chunk.offset}`);
     }
     transfer.chunks.push(chunk);
     transfer.bytes += chunk.data.length;
-    if (transfer.bytes < vector.byteLength) return;
+    if (transfer.bytes < size) return;
+    const bytes = new Uint8Array(size);
     let end = 0;
     for (const { offset, data } of transfer.chunks.sort((a, b) => Number(a.offset) - Number(b.offset))) {
       if (Number(offset) !== end) throw new ProtocolError(`transfer ${chunk.transfer} has chunks that overlap at byte ${offset}`);
-      new Uint8Array(vector.buffer).set(data, end);
+      bytes.set(data, end);
       end += data.length;
     }
     this.incoming.delete(chunk.transfer);
-    this.worker.keep(transfer.name, vector);
+    this.worker.keep(transfer.name, new arrays[this.elementType!](bytes.buffer));
   }
 
   private enqueue(request: EvaluationRequest): void {
@@ -132,10 +136,11 @@ class Session {
     if (unwanted()) return;
     this.pending.delete(request.id);
     for (const [index, vector] of vectors.entries()) {
+      const transfer = index + 1; // free again after each answer
       const bytes = Buffer.from(new arrays[this.elementType!](vector).buffer);
-      await this.send({ vectorHeader: { transfer: index + 1, size: vector.length, elementType: this.elementType } });
+      await this.send({ vectorHeader: { transfer, size: vector.length, elementType: this.elementType } });
       for (let offset = 0; offset < bytes.length; offset += chunkBytes) {
-        await this.send({ vectorChunk: { transfer: index + 1, offset, data: bytes.subarray(offset, offset + chunkBytes) } });
+        await this.send({ vectorChunk: { transfer, offset, data: bytes.subarray(offset, offset + chunkBytes) } });
       }
     }
     await this.send({ answer: { ...answer, requestId: request.id } });
