@@ -26,6 +26,7 @@ except ModuleNotFoundError as _error:
 
 from . import numpy
 from .allocator import keep_freed_pages
+from .credentials import Credentials
 from .derivative_check import CheckReport, check
 from .errors import Error, Interrupted
 from .model import Model
@@ -38,7 +39,7 @@ from .training import History, Result, TrainingRun, fit, serve
 from .worker import Finished, Worker
 
 __version__ = "0.1.0"
-__all__ = ["CheckReport", "Error", "Finished", "History", "Interrupted", "Model", "Parameters", "Result", "RunClient", "SplitMix64",
+__all__ = ["CheckReport", "Credentials", "Error", "Finished", "History", "Interrupted", "Model", "Parameters", "Result", "RunClient", "SplitMix64",
            "TrainingRun", "Worker", "check", "fit", "keep_freed_pages", "least_squares", "load_parameters", "numpy", "option_names", "save_parameters",
            "serve", "shuffled_indices"]
 

@@ -12,11 +12,12 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Union
 import grpc
 import numpy as np
 
+from .credentials import Credentials, make_channel
 from .errors import Error, from_grpc
 from .model import Array
 from .options import short_name
 from .v1 import run_pb2, run_service_pb2, vector_pb2
-from .wire import DTYPES, VectorAssembler, chunks_of, make_channel
+from .wire import DTYPES, VectorAssembler, chunks_of
 
 _SERVICE = run_service_pb2.DESCRIPTOR.services_by_name["RunService"]
 _VERSIONS = {"best": run_service_pb2.DownloadParametersRequest.VERSION_BEST, "last": run_service_pb2.DownloadParametersRequest.VERSION_LAST}
@@ -40,8 +41,10 @@ class RunClient:
     process that made it.
     """
 
-    def __init__(self, address: str, timeout: float = 30.0):
+    def __init__(self, address: str, timeout: float = 30.0, credentials: Optional[Credentials] = None):
+        """Without `credentials` those of the environment are shown."""
         self.address, self.timeout = address, timeout
+        self.credentials = Credentials.from_environment() if credentials is None else credentials
         self._channel: Optional[grpc.Channel] = None
         self._process: Optional[int] = None
 
@@ -169,7 +172,7 @@ class RunClient:
 
     def _connection(self) -> grpc.Channel:
         if self._channel is None:
-            self._channel, self._process = make_channel(self.address), os.getpid()
+            self._channel, self._process = make_channel(self.address, self.credentials), os.getpid()
         if self._process != os.getpid():
             raise Error(f"this connection belongs to process {self._process}, and process {os.getpid()} was forked from it: connections do "
                         "not survive a fork; make a RunClient of its own in the new process")

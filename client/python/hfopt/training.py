@@ -15,6 +15,7 @@ from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Sequence
 
 import numpy as np
 
+from .credentials import Credentials
 from .errors import Error, Interrupted
 from .local_server import LocalServer
 from .model import Array, Model, element_types, has_initial_parameters, is_model
@@ -94,7 +95,8 @@ def fit(model: Any, loss: Any = None, train_data: Any = None, heldout_data: Any 
         preset: Optional[str] = None, options: Optional[Mapping[str, Any]] = None, dtype: Any = None, seed: int = 0, shards: int = 1,
         max_iterations: Optional[int] = None, target_loss: Optional[float] = None, max_seconds: Optional[float] = None,
         initial_parameters: Any = None, directory: Any = None, resume: Optional[bool] = None,
-        server: Optional[str] = None, run: Optional[str] = None, worker_id: Optional[str] = None, lease_seconds: Optional[float] = None,
+        server: Optional[str] = None, run: Optional[str] = None, worker_id: Optional[str] = None, credentials: Optional[Credentials] = None,
+        lease_seconds: Optional[float] = None,
         callbacks: Sequence[Callback] = (), progress: bool = True, **adapter: Any) -> Result:
     """Trains a model and returns when the training has ended.
 
@@ -122,6 +124,8 @@ def fit(model: Any, loss: Any = None, train_data: Any = None, heldout_data: Any 
       server        "host:port" of a running server instead. Processes that name the same `run` there share its work:
                     give each the same arguments and `shards` of at least their number. `worker_id` is stable over
                     restarts, and each process's own.
+      credentials   hfopt.Credentials for that server: TLS, a certificate, a token. By default those of the environment
+                    (HFOPT_CA, HFOPT_TOKEN, ...).
       lease_seconds silence after which such a process loses its work to others, by default what the server says. The
                     lease is renewed while the model computes, unless it holds Python's lock all the time.
 
@@ -144,7 +148,7 @@ def fit(model: Any, loss: Any = None, train_data: Any = None, heldout_data: Any 
     if server is None:
         result = training.in_directory(None if directory is None else os.fspath(directory))
     elif directory is None:
-        result = training.on_server(server, run or f"fit-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", worker_id)
+        result = training.on_server(server, run or f"fit-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", worker_id, credentials)
     else:
         raise ValueError(f"server and directory are both given: the runs of {server} lie in its own directory")
     if _is_torch_module(module):
@@ -152,11 +156,12 @@ def fit(model: Any, loss: Any = None, train_data: Any = None, heldout_data: Any 
     return result
 
 
-def serve(model: Model, run: str, server: str = "localhost:7447", worker_id: Optional[str] = None, **worker_options: Any) -> Finished:
+def serve(model: Model, run: str, server: str = "localhost:7447", worker_id: Optional[str] = None,
+          credentials: Optional[Credentials] = None, **worker_options: Any) -> Finished:
     """Works for a run of a server until it ends; `hfopt.Worker` has the options. The run is created, started and
     watched elsewhere, for example by `hfopt run create`. Ctrl-C leaves; what is done then is done by other workers, or
     waits for this one."""
-    return Worker(model, run, worker_id, **worker_options).run(server)
+    return Worker(model, run, worker_id, **worker_options).run(server, credentials)
 
 
 def _as_model(model: Any, loss: Any, train_data: Any, heldout_data: Any, options: Dict[str, Any]) -> Model:
@@ -205,7 +210,7 @@ class _Training:
             worker.call_soon(raise_it)
 
         try:
-            with LocalServer(directory, fail) as server, RunClient(server.address) as client:
+            with LocalServer(directory, fail) as server, RunClient(server.address, credentials=Credentials()) as client:
                 try:
                     result = self._train(client, worker, _LOCAL_RUN)
                 except Error as error:
@@ -235,9 +240,9 @@ class _Training:
         result.directory = None if temporary else directory
         return result
 
-    def on_server(self, address: str, run_id: str, worker_id: Optional[str]) -> Result:
+    def on_server(self, address: str, run_id: str, worker_id: Optional[str], credentials: Optional[Credentials]) -> Result:
         worker, self.remote = Worker(self.model, run_id, worker_id), True
-        with RunClient(address) as client:
+        with RunClient(address, credentials=credentials) as client:
             try:
                 return self._train(client, worker, run_id)
             except KeyboardInterrupt:
@@ -253,7 +258,7 @@ class _Training:
         watcher = _Watcher(client, worker, run, self)
         try:
             if run.state != run_pb2.RUN_STATE_ENDED:
-                worker.run(client.address)
+                worker.run(client.address, client.credentials)
         except BaseException:
             watcher.stopped = True
             raise

@@ -1,11 +1,9 @@
-"""Vectors on the wire (proto/hfopt/v1/vector.proto): chunks framed and read without a copy by protobuf, channels,
-element types."""
+"""Vectors on the wire (proto/hfopt/v1/vector.proto): chunks framed and read without a copy by protobuf; element types."""
 from __future__ import annotations
 
 from bisect import bisect
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
-import grpc
 import numpy as np
 
 from .model import Array
@@ -15,19 +13,6 @@ CHUNK_BYTES = 1 << 20
 
 DTYPES: Dict[int, np.dtype[Any]] = {vector_pb2.ELEMENT_TYPE_FLOAT32: np.dtype("<f4"), vector_pb2.ELEMENT_TYPE_FLOAT64: np.dtype("<f8")}
 ELEMENT_TYPES = {dtype.name: element_type for element_type, dtype in DTYPES.items()}
-
-
-def make_channel(address: str) -> grpc.Channel:
-    """Keepalive as the server expects it, quick reconnects, and no bandwidth probing where there is no latency. With
-    connections of its own: shared ones would let a channel begin in the pause that followed a failure of another, for
-    example of a server that was here before."""
-    options: List[Tuple[str, Any]] = [
-        ("grpc.keepalive_time_ms", 30_000), ("grpc.keepalive_timeout_ms", 20_000), ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.max_pings_without_data", 0), ("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 2_000),
-        ("grpc.use_local_subchannel_pool", 1)]
-    if address.startswith(("unix:", "localhost:", "127.", "[::1]:")):
-        options.append(("grpc.http2.bdp_probe", 0))
-    return grpc.insecure_channel(address, options)
 
 
 # A message that holds a chunk, SessionRequest and SessionResponse alike, is in the encoding of protobuf

@@ -14,13 +14,14 @@ from typing import Any, Callable, Deque, Dict, Iterable, Iterator, List, Optiona
 import grpc
 import numpy as np
 
+from .credentials import Credentials, make_channel
 from .errors import PERMANENT, Error, from_grpc
 from .evaluator import Evaluated, Evaluation, Evaluator, Vectors, vector_names
 from .model import Model, element_types, has_initial_parameters, has_second_moment
 from .shared_segment import SharedSegment, host_name
 from .v1 import evaluation_service_pb2 as service_pb2
 from .v1 import vector_pb2
-from .wire import DTYPES, ELEMENT_TYPES, VectorAssembler, chunks_of, find_chunk, frame_chunk, make_channel
+from .wire import DTYPES, ELEMENT_TYPES, VectorAssembler, chunks_of, find_chunk, frame_chunk
 
 DRAINED = "DRAINED"
 
@@ -108,9 +109,9 @@ class Worker:
         self._error: Optional[BaseException] = None
         self.uses_shared_memory = False  # in the session that is, or was last
 
-    def run(self, address: str) -> Finished:
+    def run(self, address: str, credentials: Optional[Credentials] = None) -> Finished:
         """Blocks until the run ends or the worker has left. The model is called from this thread only. To be called
-        once.
+        once. Without `credentials` those of the environment are shown.
 
         Raises hfopt.Error when the server refuses for good (its message says why), and after `give_up_after`.
         """
@@ -118,7 +119,8 @@ class Worker:
         if self._process is not None:
             raise Error("a worker runs once; make a new one")
         self._process = os.getpid()
-        with make_channel(address) as channel:  # made here, so that it belongs to the process that uses it
+        # Made here, so that it belongs to the process that uses it.
+        with make_channel(address, Credentials.from_environment() if credentials is None else credentials) as channel:
             reader = threading.Thread(target=self._converse, args=(channel, address), name="hfopt-reader", daemon=True)
             reader.start()
             try:
