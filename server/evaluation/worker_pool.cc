@@ -132,7 +132,7 @@ double WorkerPool::Worker::Load(int64_t shards) const { return static_cast<doubl
 absl::Time WorkerPool::LeaseEnd(const Worker& worker) const {
   // Before its Welcome a worker does not know its lease.
   if (worker.link != nullptr && !worker.welcomed) return absl::InfiniteFuture();
-  return (worker.link != nullptr ? worker.link->last_heard() : worker.last_heard) + options_.lease;
+  return (worker.link != nullptr ? std::max(worker.welcomed_at, worker.link->last_heard()) : worker.last_heard) + options_.lease;
 }
 
 bool WorkerPool::IsAlive(const Worker& worker) const { return LeaseEnd(worker) > options_.now(); }
@@ -224,7 +224,7 @@ void WorkerPool::Expect(const ModelDescription& model) {
 }
 
 std::shared_ptr<WorkerLink> WorkerPool::Detach(Worker& worker) {
-  worker.last_heard = worker.link->last_heard();
+  worker.last_heard = std::max(worker.welcomed_at, worker.link->last_heard());
   worker.past_bytes_sent += worker.link->bytes_sent();
   worker.past_bytes_received += worker.link->bytes_received();
   worker.shared_memory = worker.link->shared_memory();
@@ -308,6 +308,7 @@ std::optional<v1::SharedMemory> WorkerPool::ShareMemory(Worker& worker) {
 
 void WorkerPool::WelcomeWorker(Worker& worker) {
   worker.welcomed = true;
+  worker.welcomed_at = options_.now();
   v1::SessionResponse welcome = WelcomeMessage();
   if (auto memory = ShareMemory(worker)) *welcome.mutable_welcome()->mutable_shared_memory() = *std::move(memory);
   worker.link->Send(std::move(welcome));
@@ -424,6 +425,10 @@ void WorkerPool::OnDisconnected(const WorkerLink* link) {
   changed_.SignalAll();
 }
 
+int64_t WorkerPool::ShardsOf(const std::string& worker_id) const {
+  return std::count_if(owners_.begin(), owners_.end(), [&](const auto& owner) { return owner.second == worker_id; });
+}
+
 WorkerPool::Worker* WorkerPool::OwnerOf(int shard, const std::set<std::string>& excluded) {
   const auto usable = [&](const std::string& id, const Worker& worker) {
     return IsAlive(worker) && !worker.draining && worker.CanServe(shard) && !excluded.contains(id);
@@ -437,7 +442,7 @@ WorkerPool::Worker* WorkerPool::OwnerOf(int shard, const std::set<std::string>& 
   double best_load = 0;
   for (auto& [id, worker] : workers_) {
     if (worker.link == nullptr || !usable(id, worker)) continue;
-    const double load = worker.Load(1 + std::count_if(owners_.begin(), owners_.end(), [&](const auto& o) { return o.second == id; }));
+    const double load = worker.Load(1 + ShardsOf(id));
     if (best == nullptr || load < best_load) {
       best = &worker;
       best_load = load;
@@ -450,8 +455,7 @@ WorkerPool::Worker* WorkerPool::OwnerOf(int shard, const std::set<std::string>& 
 void WorkerPool::Rebalance() {
   absl::MutexLock lock(&mu_);
   for (auto& [id, worker] : workers_) {
-    const bool has_shards = std::any_of(owners_.begin(), owners_.end(), [&](const auto& o) { return o.second == id; });
-    if (!has_shards) worker.slowness += kForgetting * (1 - worker.slowness);
+    if (ShardsOf(id) == 0) worker.slowness += kForgetting * (1 - worker.slowness);
   }
   while (true) {
     // Move a shard from one worker to another that, with it, has done before the one would have, until no move helps.
@@ -527,11 +531,15 @@ absl::Time WorkerPool::HedgeLate() {
       next = std::min(next, late);
       continue;
     }
-    Worker* helper = nullptr;
+    Worker* helper = nullptr;  // that would have done first with the shard as its own, which it will be if it wins
+    double least = 0;
     for (auto& [idle_id, idle] : workers_) {
       const bool can_help = idle.link != nullptr && idle.welcomed && !idle.draining && IsAlive(idle) && !busy.contains(idle_id) &&
                             idle.CanServe(pending.unit->shard) && !pending.failed_on.contains(idle_id) && idle.slowness < kLate;
-      if (can_help && (helper == nullptr || idle.slowness < helper->slowness)) helper = &idle;
+      const double load = idle.Load(1 + ShardsOf(idle_id));
+      if (!can_help || (helper != nullptr && load >= least)) continue;
+      helper = &idle;
+      least = load;
     }
     if (helper == nullptr) continue;
     Dispatch(id, pending, *helper);

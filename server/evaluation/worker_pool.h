@@ -163,6 +163,7 @@ class WorkerPool {
     v1::Hello hello;
     std::shared_ptr<WorkerLink> link;  // null while disconnected
     bool welcomed = false;
+    absl::Time welcomed_at = absl::InfinitePast();  // when its lease began, which it did not know before
     bool draining = false;
     std::set<std::string> held;  // names of vectors, sent or stated
     uint64_t answers = 0;
@@ -202,6 +203,8 @@ class WorkerPool {
   void SendAway(Worker& worker, const absl::Status& why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   v1::SessionResponse WelcomeMessage() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void WelcomeWorker(Worker& worker) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // How many it owns.
+  int64_t ShardsOf(const std::string& worker_id) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // The worker for a shard, choosing one if need be; null when nobody can.
   Worker* OwnerOf(int shard, const std::set<std::string>& excluded) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Dispatch(uint64_t id, Pending& pending, Worker& worker) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -121,6 +121,8 @@ TEST_F(WorkerPoolTest, AWorkerThatWaitsForItsWelcomeHasNoLeaseToRenew) {
   EXPECT_TRUE(pool_.AwaitWorkers().ok());
   EXPECT_FALSE(a->closed().has_value());
   pool_.SetShards(1);
+  EXPECT_TRUE(pool_.AwaitWorkers().ok());
+  EXPECT_FALSE(a->closed().has_value()) << "the lease begins with the Welcome";
   a->Hear();
   EXPECT_TRUE(pool_.AwaitWorkers().ok());
 }
