@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <cstring>
 #include <deque>
+#include <list>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -176,7 +177,7 @@ class ModelWorker<Scalar>::Impl {
   std::deque<Evaluation<Scalar>> queue_;               // not begun
   std::optional<uint64_t> running_;                    // id of the request that is computed
   bool running_is_cancelled_ = false;
-  std::deque<Evaluated<Scalar>> outbox_;     // computed, not sent; the writer may be sending the front
+  std::list<Evaluated<Scalar>> outbox_;      // computed, not sent; the writer may be sending the front
   grpc::ClientContext* dialling_ = nullptr;  // from the dialling of a session to its end
   Session* session_ = nullptr;               // open and welcomed: the writer may use it
   bool writing_ = false;                     // the writer uses it
@@ -544,7 +545,7 @@ void ModelWorker<Scalar>::Impl::HandleCancel(uint64_t request_id) {
                                    [&](const Evaluation<Scalar>& e) { return e.request.id() == request_id; });
   if (queued != queue_.end()) queue_.erase(queued);
   // The front of the outbox may be on its way; the server drops it by its id.
-  const auto computed = std::find_if(outbox_.begin() + (writing_ && !outbox_.empty() ? 1 : 0), outbox_.end(),
+  const auto computed = std::find_if(std::next(outbox_.begin(), writing_ && !outbox_.empty() ? 1 : 0), outbox_.end(),
                                      [&](const Evaluated<Scalar>& e) { return e.answer.request_id() == request_id; });
   if (computed != outbox_.end()) outbox_.erase(computed);
 }
@@ -589,7 +590,7 @@ void ModelWorker<Scalar>::Impl::SendAnswersAndRenewals() {
       session.said_drain = true;
       Write(lock, [&] { return session.stream->Write(drain); });
     } else if (!outbox_.empty()) {
-      // Elements of a deque stay where they are while others are added at its end.
+      // Elements of a list stay where they are while others are added, or cancelled.
       Write(lock, [&, &answer = outbox_.front()] { return SendAnswer(session, answer); });
       // An answer cut off by a broken stream is sent again in the next session.
       if (session_ == &session) outbox_.pop_front();

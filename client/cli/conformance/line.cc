@@ -27,9 +27,9 @@ Vector RandomSigns(int64_t n, const Block& block, uint64_t seed) {
 }
 
 absl::StatusOr<LineDerivatives> DerivativesAlong(Lab& lab, Dialogue& session, const Vector& theta, const Vector& d,
-                                                 const Window& window, double reach) {
+                                                 const Window& window, double reach, int levels) {
   // From steps that are large against rounding to steps that are small against what a loss is made of (kinks included).
-  const int levels = lab.float64() ? 16 : 9;
+  if (!lab.float64()) levels = std::min(levels, 9);
   const double first = (lab.float64() ? 1 : 8) * reach * std::max(lab.step(), 1e-3) / d.cwiseAbs().maxCoeff();
   double step = first;
   std::vector<Point> points = {theta};

@@ -20,9 +20,10 @@ std::vector<Block> Blocks(int64_t n);
 // +-1 in the block, 0 elsewhere.
 Vector RandomSigns(int64_t n, const Block& block, uint64_t seed);
 
-// Derivatives of the loss along theta + t d at t = 0, from one request. The longest step changes a parameter by `reach` times Lab::step.
+// Derivatives of the loss along theta + t d at t = 0, from one request. The longest step changes a parameter by `reach` times Lab::step; there
+// are `levels` steps, each half as long as the one before (fewer in float32).
 absl::StatusOr<LineDerivatives> DerivativesAlong(Lab& lab, Dialogue& session, const Vector& theta, const Vector& d,
-                                                 const Window& window, double reach = 0.125);
+                                                 const Window& window, double reach = 0.125, int levels = 16);
 
 }  // namespace hfopt::conformance
 

@@ -278,10 +278,9 @@ absl::StatusOr<Outcome> Cancel(Lab& lab) {
     }
   }
   HFOPT_RETURN_IF_ERROR(session->Loss(theta, lab.Training()).status());
-  return Passed(kept.size(), " of ", kRequests, " requests answered, ",
+  return Passed(kept.size(), " requests answered, and of ", kRequests - kept.size(), " cancelled ones ",
                 std::count_if(cancelled.begin(), cancelled.end(),
-                              [&](uint64_t id) { return !session->pending().contains(id); }) - 1,
-                " of those cancelled");
+                              [&](uint64_t id) { return !session->pending().contains(id); }) - 1);
 }
 
 absl::StatusOr<Outcome> Stale(Lab& lab) {

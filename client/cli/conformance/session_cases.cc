@@ -111,6 +111,12 @@ absl::StatusOr<Outcome> SlowSending(Lab& lab, absl::Duration lease) {
   return JudgeSilence(*session, lease, "while a vector came in slowly");
 }
 
+// So many that their vectors are more than gRPC and the system buffer, unless the model is tiny: 4 to 6 MiB were seen on one machine.
+size_t RequestsToFillBuffers(const Dialogue& session) {
+  constexpr size_t kBytes = 16 << 20, kMost = 850;
+  return std::clamp<size_t>(kBytes / (session.num_parameters() * session.element_bytes()), 4, kMost);
+}
+
 // The server writes and does not read: a worker that does not read while it writes, and writes while it reads, waits for ever.
 absl::StatusOr<Outcome> SlowReading(Lab& lab) {
   HFOPT_ASSIGN_OR_RETURN(Dialogue* const session, lab.Session());
@@ -118,10 +124,7 @@ absl::StatusOr<Outcome> SlowReading(Lab& lab) {
   const Vector v = lab.Direction(110);
   const Window few = lab.Training(2);
   HFOPT_ASSIGN_OR_RETURN(const ProductReply expected, session->Product(theta, v, few));
-  // More in both directions than gRPC buffers.
-  constexpr size_t kBytes = 6 << 20, kMost = 400;
-  const size_t size = session->num_parameters() * session->element_bytes();
-  const size_t requests = std::clamp<size_t>(kBytes / size, 4, kMost);
+  const size_t size = session->num_parameters() * session->element_bytes(), requests = RequestsToFillBuffers(*session);
   session->wire().PauseReading();
   std::vector<uint64_t> ids;
   std::vector<std::string> names;
@@ -139,6 +142,46 @@ absl::StatusOr<Outcome> SlowReading(Lab& lab) {
   }
   session->Release(names);
   return Passed(requests, " products of ", size, " bytes, not read until as many vectors were sent");
+}
+
+// Answers that are computed and cannot be sent yet are cancelled: the one that is being sent, and the rest, must not suffer.
+absl::StatusOr<Outcome> CancelUnsent(Lab& lab) {
+  HFOPT_ASSIGN_OR_RETURN(Dialogue* const session, lab.Session());
+  HFOPT_ASSIGN_OR_RETURN(const Vector theta, lab.Theta(0));
+  const Vector v = lab.Direction(112);
+  const Window few = lab.Training(2);
+  HFOPT_ASSIGN_OR_RETURN(const ProductReply expected, session->Product(theta, v, few));
+  const size_t requests = RequestsToFillBuffers(*session);
+  const v1::EvaluationRequest request = session->ProductRequest(theta, v, few);
+  session->wire().PauseReading();
+  std::vector<uint64_t> kept;
+  v1::SessionResponse cancel;
+  std::vector<v1::SessionResponse> cancels;
+  for (size_t i = 0; i < requests; ++i) {
+    const uint64_t id = session->Post(request);
+    if (i % 2 == 0) {
+      kept.push_back(id);
+    } else {
+      cancel.mutable_cancel()->set_request_id(id);
+      cancels.push_back(cancel);
+    }
+  }
+  // Time to compute them; how far it got changes nothing of what is right.
+  session->wire().AwaitSent(absl::Now() + session->timeout());
+  HFOPT_RETURN_IF_ERROR(session->ReadUntil(absl::Now() + lab.options().quiet));
+  for (const v1::SessionResponse& message : cancels) session->Send(message);
+  session->wire().AwaitSent(absl::Now() + session->timeout());
+  HFOPT_RETURN_IF_ERROR(session->ReadUntil(absl::Now() + lab.options().quiet));
+  session->wire().ResumeReading();
+  for (const uint64_t id : kept) {
+    HFOPT_ASSIGN_OR_RETURN(const Reply reply, session->Await(id));
+    if (reply.answer.has_failure()) return Failed("Failure: ", reply.answer.failure().message());
+    if (reply.vectors.at(reply.answer.product().product_transfer()) != expected.product) return Failed("a product came out wrong");
+  }
+  HFOPT_RETURN_IF_ERROR(session->Loss(theta, few).status());
+  return Passed(cancels.size(), " of ", requests, " products cancelled, ",
+                std::count_if(cancels.begin(), cancels.end(), [&](const auto& c) { return session->pending().contains(c.cancel().request_id()); }),
+                " of them before they were sent");
 }
 
 // --- Streams that break in the middle of something. What follows uses a session with a different Hello.
@@ -359,6 +402,7 @@ absl::StatusOr<Outcome> DrainWhileComputing(Lab& lab) {
 
 std::vector<Case> SessionCases() {
   return {{"flow/slow-reading", "reads on while its answers are not read", SlowReading},
+          {"flow/cancel-unsent", "answers that wait to be sent can be cancelled; all others are whole", CancelUnsent},
           {"reconnect/in-an-upload", "half a vector is forgotten when the stream breaks, and can be sent again", BreakInAnUpload},
           {"reconnect/held-vectors", "vectors that Hello states to be held are held, those released are not", HeldVectors},
           {"reconnect/in-an-answer", "answers cut off are sent again if Hello promised them, and computed again if not", BreakInAnAnswer},

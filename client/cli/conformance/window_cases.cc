@@ -126,6 +126,26 @@ absl::StatusOr<Outcome> WindowsWrap(Lab& lab) {
   return Passed(before, " examples at the end of the shard, ", count - before, " at its begin");
 }
 
+// The same examples as a window of one of several shards, and of all data in one.
+absl::StatusOr<Outcome> ShardsAreRanges(Lab& lab) {
+  HFOPT_ASSIGN_OR_RETURN(Dialogue* const session, lab.Session());
+  if (!lab.has_all_shards()) return Skipped("the worker has the data of some shards only");
+  HFOPT_ASSIGN_OR_RETURN(const Vector theta, lab.Theta(0));
+  const Vector v = lab.Direction(22);
+  for (uint32_t s = 0; s < lab.shards(); ++s) {
+    const uint64_t size = lab.ShardSize(false, s, lab.shards()), begin = size / 3;
+    const Window of_shard = {false, s, lab.shards(), begin, std::min<uint64_t>(size - begin, lab.options().examples)};
+    const Window of_all = {false, 0, 1, lab.ShardBegin(false, s, lab.shards()) + begin, of_shard.count};
+    HFOPT_ASSIGN_OR_RETURN(const Sums a, SumsOver(*session, theta, v, of_all));
+    HFOPT_ASSIGN_OR_RETURN(const Sums b, SumsOver(*session, theta, v, of_shard));
+    const std::string difference = Difference(a, b, SumLimit(lab));
+    if (!difference.empty()) {
+      return Failed(difference, ", where the whole is a window of all data and its part the same examples as a window of shard ", s, " of ", lab.shards());
+    }
+  }
+  return Passed(lab.shards(), " shards");
+}
+
 // Single examples at the boundaries of shards, asked for as parts of different cuts of the same data.
 absl::StatusOr<Outcome> ShardBoundaries(Lab& lab, bool held_out) {
   HFOPT_ASSIGN_OR_RETURN(Dialogue* const session, lab.Session());
@@ -264,6 +284,7 @@ absl::StatusOr<Outcome> SubBatches(Lab& lab) {
 std::vector<Case> WindowCases() {
   return {{"windows/parts-make-the-whole", "losses, metrics, weights, gradients and products of parts sum to those of the whole", PartsMakeTheWhole},
           {"windows/wrap", "a window wraps round inside its shard", WindowsWrap},
+          {"windows/shards", "losses, gradients and products of a shard's window are those of the same examples in one shard", ShardsAreRanges},
           {"windows/shard-boundaries", "shard s of S is [floor(s N / S), floor((s + 1) N / S))", [](Lab& lab) { return ShardBoundaries(lab, false); }},
           {"windows/held-out-boundaries", "the same of the held-out data", [](Lab& lab) { return ShardBoundaries(lab, true); }},
           {"windows/held-out", "held-out data are data of their own", HeldOut},
