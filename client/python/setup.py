@@ -30,14 +30,17 @@ def generate_messages(folder):
     """hfopt/v1/*_pb2.py and *_pb2_grpc.py in the folder."""
     files = sorted((PROTOS / "hfopt/v1").glob("*.proto"))
     if not files:
-        raise SystemExit(f"{PROTOS}/hfopt/v1 has no .proto files: build in a checkout of the whole repository (pip install client/python)")
+        raise SystemExit(
+            f"{PROTOS}/hfopt/v1 has no .proto files: build in a checkout of the whole repository (pip install "
+            "client/python)")
     plugin = shutil.which("grpc_python_plugin")
     if shutil.which("protoc") and plugin:
         command = ["protoc", f"--plugin=protoc-gen-grpc_python={plugin}"]
     else:
         command = [sys.executable, "-m", "grpc_tools.protoc"]
     folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run([*command, f"-I{PROTOS}", f"--python_out={folder}", f"--grpc_python_out={folder}", *map(str, files)], check=True)
+    subprocess.run([*command, f"-I{PROTOS}", f"--python_out={folder}", f"--grpc_python_out={folder}", *map(str, files)],
+                   check=True)
 
 
 class Build(build_py):

@@ -382,4 +382,5 @@ def _without_times(report: Any) -> bytes:
     copy.ClearField("seconds")
     copy.ClearField("end_time")
     copy.ClearField("reissued")
+    copy.ClearField("hedged")
     return copy.SerializeToString(deterministic=True)

@@ -105,7 +105,8 @@ class DigitsModel:
 
 
 def main():
-    parser = argparse.ArgumentParser(description="A small classifier of handwritten digits: trains it, or serves a run with it.")
+    parser = argparse.ArgumentParser(
+        description="A small classifier of handwritten digits: trains it, or serves a run with it.")
     parser.add_argument("--data", required=True, help="folder with images.npy and labels.npy")
     parser.add_argument("--run", help="id of the run to work for; by default one of its own, on a private server")
     parser.add_argument("--server", default="127.0.0.1:7447", help="address of the hfopt-server of that run")

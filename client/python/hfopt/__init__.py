@@ -21,12 +21,13 @@ try:
 except ModuleNotFoundError as _error:
     if not (_error.name or "").startswith("hfopt.v1"):
         raise
-    raise ImportError("hfopt's messages have not been generated. From source: build the target hfopt_python_stubs and put "
-                      "build/<preset>/python on PYTHONPATH beside client/python; or install the package: pip install client/python") from None
+    raise ImportError(
+        "hfopt's messages have not been generated. From source: build the target hfopt_python_stubs and put "
+        "build/<preset>/python on PYTHONPATH beside client/python; or install the package: pip install client/python"
+    ) from None
 
 from . import numpy
 from .allocator import keep_freed_pages
-from .credentials import Credentials
 from .derivative_check import CheckReport, check
 from .errors import Error, Interrupted
 from .model import Model
@@ -35,13 +36,15 @@ from .options import option_names
 from .parameter_file import load_parameters, save_parameters
 from .run_client import Parameters, RunClient
 from .samples import SplitMix64, shuffled_indices
+from .security import Security
 from .training import History, Result, TrainingRun, fit, serve
 from .worker import Finished, Worker
 
 __version__ = "0.1.0"
-__all__ = ["CheckReport", "Credentials", "Error", "Finished", "History", "Interrupted", "Model", "Parameters", "Result", "RunClient", "SplitMix64",
-           "TrainingRun", "Worker", "check", "fit", "keep_freed_pages", "least_squares", "load_parameters", "numpy", "option_names", "save_parameters",
-           "serve", "shuffled_indices"]
+__all__ = [
+    "CheckReport", "Error", "Finished", "History", "Interrupted", "Model", "Parameters", "Result", "RunClient",
+    "Security", "SplitMix64", "TrainingRun", "Worker", "check", "fit", "keep_freed_pages", "least_squares",
+    "load_parameters", "numpy", "option_names", "save_parameters", "serve", "shuffled_indices"]
 
 
 def __getattr__(name: str) -> _Any:

@@ -70,23 +70,6 @@ class Sums:
         )
 
 
-def shuffled_indices(seed: int, n: int) -> Array:
-    """0 .. n - 1 in the order of proto/testdata/shuffle.json: Fisher and Yates, drawn from SplitMix64. The same on
-    every machine and in every language, so that all workers of a run agree on the examples' order."""
-    size = np.arange(n, 1, -1, dtype=np.uint64)  # the i-th draw is from 0 .. size[i] - 1
-    with np.errstate(over="ignore"):
-        z = np.uint64(seed % 2**64) + np.arange(1, len(size) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z ^= z >> np.uint64(31)
-        half, low = np.uint64(32), np.uint64(0xFFFFFFFF)  # the upper 64 bits of z size, from halves of z; size < 2^32
-        draws = ((z >> half) * size + (((z & low) * size) >> half)) >> half
-    order = list(range(n))
-    for i, j in zip(range(n - 1, 0, -1), draws.tolist()):
-        order[i], order[j] = order[j], order[i]
-    return np.array(order, dtype=np.int64)
-
-
 def micro_batches(indices: Array, size: int) -> Iterator[Array]:
     return (indices[i : i + size] for i in range(0, len(indices), size))
 

@@ -14,5 +14,6 @@ def keep_freed_pages() -> None:
     then stays as large as it ever was; where there is no glibc it does nothing."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        for parameter, value in ((_M_MMAP_THRESHOLD, 1 << 30), (_M_TRIM_THRESHOLD, 2000 << 20), (_M_TOP_PAD, 64 << 20), (_M_ARENA_MAX, 2)):
+        for parameter, value in ((_M_MMAP_THRESHOLD, 1 << 30), (_M_TRIM_THRESHOLD, 2000 << 20), (_M_TOP_PAD, 64 << 20),
+                                 (_M_ARENA_MAX, 2)):
             mallopt(ctypes.c_int(parameter), ctypes.c_int(value))

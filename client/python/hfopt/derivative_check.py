@@ -45,20 +45,27 @@ class CheckReport(List[Check]):
             raise AssertionError(f"{len(self.failed)} of {len(self)} checks failed\n{self}")
 
     def _rows(self) -> List[Tuple[str, str, str, str, str]]:
-        return [(c.name, "passed" if c.passed else "FAILED", f"{c.error:.1e}", f"{c.limit:.0e}", c.meaning) for c in self]
+        return [(c.name, "passed" if c.passed else "FAILED", f"{c.error:.1e}", f"{c.limit:.0e}", c.meaning)
+                for c in self]
 
     def __repr__(self) -> str:
         rows = [("CHECK", "RESULT", "ERROR", "LIMIT", "WHAT IS COMPARED; WHAT A FAILURE MEANS"), *self._rows()]
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        return "\n".join("  ".join([row[0].ljust(widths[0]), row[1].ljust(widths[1]), row[2].rjust(widths[2]), row[3].rjust(widths[3]), row[4]])
-                         for row in rows)
+        def line(name: str, result: str, error: str, limit: str, meaning: str) -> str:
+            return "  ".join((name.ljust(widths[0]), result.ljust(widths[1]), error.rjust(widths[2]),
+                              limit.rjust(widths[3]), meaning))
+
+        return "\n".join(line(*row) for row in rows)
 
     __str__ = __repr__
 
     def _repr_html_(self) -> str:
-        rows = "".join("<tr>" + "".join(f"<td style=\"text-align:left\">{html.escape(cell)}</td>" for cell in row) + "</tr>"
-                       for row in self._rows())
-        return f"<table><tr><th>check</th><th>result</th><th>error</th><th>limit</th><th>what is compared; what a failure means</th></tr>{rows}</table>"
+        def line(row: Tuple[str, ...]) -> str:
+            return "".join(f"<td style=\"text-align:left\">{html.escape(cell)}</td>" for cell in row)
+
+        rows = "".join(f"<tr>{line(row)}</tr>" for row in self._rows())
+        titles = ("check", "result", "error", "limit", "what is compared; what a failure means")
+        return f"<table><tr>{''.join(f'<th>{title}</th>' for title in titles)}</tr>{rows}</table>"
 
 
 class _Worst:
@@ -71,8 +78,8 @@ class _Worst:
         self.error = max(self.error, math.inf if math.isnan(error) else float(error))
 
 
-def check(model: Model, theta: Any = None, *, dtype: Any = None, examples: int = 256, probes: int = 3, seed: int = 1, held_out: bool = False
-          ) -> CheckReport:
+def check(model: Model, theta: Any = None, *, dtype: Any = None, examples: int = 256, probes: int = 3, seed: int = 1,
+          held_out: bool = False) -> CheckReport:
     """Checks a model against itself at theta, by default its initial parameters for the seed.
 
     On the first `examples` examples of the training data, or of the held-out data, in the given element type (by
@@ -114,17 +121,25 @@ class _Checker:
 
         # The limits are what correct models of both precisions stay well below, and mistakes of a factor or a missing
         # term do not.
-        self.checks: Dict[str, _Worst] = {c.name: c for c in (
-            _Worst("loss", limit(1e-4, 1e-9), "loss answered with the gradient against the loss alone; computed from other data or formulas"),
-            _Worst("gradient", limit(2e-2, 1e-5), "u'g against central differences of the loss; wrong, or a mean where a sum is due"),
+        checks = [
+            _Worst("loss", limit(1e-4, 1e-9),
+                   "loss answered with the gradient against the loss alone; computed from other data or formulas"),
+            _Worst("gradient", limit(2e-2, 1e-5),
+                   "u'g against central differences of the loss; wrong, or a mean where a sum is due"),
             _Worst("symmetry", limit(1e-3, 1e-8), "u'Gv against v'Gu; not J'HJ (a transposed layer, a missing term)"),
-            _Worst("semidefinite", limit(1e-4, 1e-10), "most negative p'Gp over the largest met; the Hessian's product, or a wrong sign"),
-            _Worst("linearity", limit(1e-3, 1e-8), "G(2u + v) against 2Gu + Gv; depends on earlier calls, or is a finite difference"),
-            _Worst("determinism", 0, "1 when asking twice gives other bits; dropout, running averages, or sums in changing order"),
-            _Worst("samples", limit(1e-3, 1e-8), "sums and weights of the examples against those of two halves; means instead of sums"),
+            _Worst("semidefinite", limit(1e-4, 1e-10),
+                   "most negative p'Gp over the largest met; the Hessian's product, or a wrong sign"),
+            _Worst("linearity", limit(1e-3, 1e-8),
+                   "G(2u + v) against 2Gu + Gv; depends on earlier calls, or is a finite difference"),
+            _Worst("determinism", 0,
+                   "1 when asking twice gives other bits; dropout, running averages, or sums in changing order"),
+            _Worst("samples", limit(1e-3, 1e-8),
+                   "sums and weights of the examples against those of two halves; means instead of sums"),
             _Worst("shapes", 0, "1 when a vector has another shape or element type than theta"),
-            _Worst("purity", 0, "1 when the model changed an array that was passed to it, or one it had answered before"),
-            _Worst("squares", limit(1e-3, 1e-8), "sum of squared gradients against those of single examples"))}
+            _Worst("purity", 0,
+                   "1 when the model changed an array that was passed to it, or one it had answered before"),
+            _Worst("squares", limit(1e-3, 1e-8), "sum of squared gradients against those of single examples")]
+        self.checks: Dict[str, _Worst] = {c.name: c for c in checks}
         if not has_second_moment(model):
             del self.checks["squares"]
 
@@ -250,7 +265,8 @@ class _Checker:
         few = self.indices[:8]
         _, _, _, squares = self.model.gradient(self.theta, self.held_out, few, True)
         if squares is None:
-            raise ValueError("the model's gradient answered no squares; a model without them sets has_second_moment = False")
+            raise ValueError(
+                "the model's gradient answered no squares; a model without them sets has_second_moment = False")
         single = [self._gradient(few[i:i + 1])[2].astype(np.float64)**2 for i in range(len(few))]
         self._see("squares", _distance(self._vector(squares), sum(single)))
 
@@ -273,4 +289,3 @@ def _difference(a: float, b: float, scale: float) -> float:
 
 def _distance(a: Any, b: Any) -> float:
     return _norm(np.asarray(a - b)) / max(_norm(np.asarray(b)), np.finfo(np.float64).tiny)
-

@@ -9,8 +9,10 @@ if TYPE_CHECKING:
     from .training import Result
 
 # Dialling again cannot help.
-PERMANENT = frozenset({"INVALID_ARGUMENT", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAUTHENTICATED",
-                       "UNIMPLEMENTED"})
+PERMANENT = frozenset({
+    "INVALID_ARGUMENT", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAUTHENTICATED",
+    "UNIMPLEMENTED"
+})
 
 
 class Error(Exception):

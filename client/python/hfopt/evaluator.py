@@ -64,7 +64,8 @@ class Evaluator:
         self.model = model
         self.last_error: Optional[BaseException] = None  # that a model answered with
         self._max_linearizations = max_linearizations
-        self._linearizations: OrderedDict[Tuple[bytes, bytes], _Linearization] = OrderedDict()  # by point and slice; newest last
+        # By point and slice, newest last.
+        self._linearizations: OrderedDict[Tuple[bytes, bytes], _Linearization] = OrderedDict()
         self._weights: Dict[bytes, float] = {}  # of slices that were asked for
         self._next_transfer = 1
 
@@ -88,7 +89,8 @@ class Evaluator:
             self.last_error = error
             code = grpc.StatusCode.RESOURCE_EXHAUSTED if isinstance(error, MemoryError) else grpc.StatusCode.INTERNAL
             window = request.slice
-            where = f" on {'held-out' if self._held_out(window) else 'training'} shard {window.shard} of {window.shards}"
+            data = "held-out" if self._held_out(window) else "training"
+            where = f" on {data} shard {window.shard} of {window.shards}"
             subject = "initial parameters" if kind == "initial_parameters" else f"{kind or 'request'}{where}"
             result.vectors.clear()
             result.answer.failure.code = code.value[0]
@@ -103,8 +105,9 @@ class Evaluator:
         for i, point in enumerate(points):
             loss, weight, metrics = self.model.loss(self._point(point, evaluation.vectors, dtype), held_out, indices)
             if i > 0 and weight != answer.weight:
-                raise ValueError(f"the model's weight changed from {answer.weight} to {weight} between points; it must depend on the "
-                                 "examples alone")
+                raise ValueError(
+                    f"the model's weight changed from {answer.weight} to {weight} between points; it must depend on "
+                    "the examples alone")
             answer.loss_sums.append(float(loss))
             answer.weight = float(weight)
             self._remember_weight(evaluation.request.slice, answer.weight)
@@ -132,11 +135,13 @@ class Evaluator:
             total = gradient if total is None else total + gradient
             if asked.second_moment:
                 if squares is None:
-                    raise ValueError("the model's gradient answered no squares; a model without them sets has_second_moment = False")
+                    raise ValueError(
+                        "the model's gradient answered no squares; a model without them sets has_second_moment = False")
                 squares = self._vector(squares, "sum of squared gradients", dtype)
                 moment = squares if moment is None else moment + squares
             if asked.sub_batches:
-                answer.sub_batches.add(squared_norm=float(np.square(gradient, dtype=np.float64).sum()), weight=float(weight))
+                answer.sub_batches.add(squared_norm=float(np.square(gradient, dtype=np.float64).sum()),
+                                       weight=float(weight))
         self._remember_weight(evaluation.request.slice, answer.weight)
         zero = np.zeros(self.model.num_parameters, dtype)
         answer.gradient_transfer = self._attach(zero if total is None else total, result)
@@ -194,8 +199,11 @@ class Evaluator:
         return theta
 
     def _examples(self, window: evaluation_pb2.Slice) -> Tuple[bool, Array]:
+        if window.data_set not in (evaluation_pb2.DATA_SET_TRAINING, evaluation_pb2.DATA_SET_HELD_OUT):
+            raise ValueError(f"slice.data_set: {window.data_set} is neither TRAINING (1) nor HELD_OUT (2)")
         held_out = self._held_out(window)
-        return held_out, window_indices(self.model.num_examples[held_out], window.shard, window.shards, window.begin, window.count)
+        return held_out, window_indices(self.model.num_examples[held_out], window.shard, window.shards, window.begin,
+                                        window.count)
 
     @staticmethod
     def _held_out(window: evaluation_pb2.Slice) -> bool:
@@ -204,7 +212,8 @@ class Evaluator:
     def _vector(self, vector: Any, what: str, dtype: np.dtype[Any]) -> Array:
         array: Array = np.ascontiguousarray(vector, dtype)
         if array.shape != (self.model.num_parameters,):
-            raise ValueError(f"the model's {what} has the shape {array.shape}; it must be ({self.model.num_parameters},)")
+            raise ValueError(
+                f"the model's {what} has the shape {array.shape}; it must be ({self.model.num_parameters},)")
         return array
 
     def _attach(self, vector: Array, result: Evaluated) -> int:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import _adapter, losses
+from .samples import shuffled_indices
 
 _enable_x64: Any = (
     jax.enable_x64 if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental").enable_x64
@@ -282,7 +283,7 @@ class _Data:
         self.length = sizes[0]
         if not self.length:
             raise ValueError(f"{name} is empty")
-        self.order = np.arange(self.length) if seed is None else _adapter.shuffled_indices(seed, self.length)
+        self.order = np.arange(self.length) if seed is None else shuffled_indices(seed, self.length)
 
     def batch(self, indices: Array, dtype: np.dtype) -> Any:
         chosen = self.order[indices]

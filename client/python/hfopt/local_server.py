@@ -28,9 +28,10 @@ def find_server() -> str:
     own = pathlib.Path(__file__).parent / "bin" / "hfopt-server"
     found = str(own) if os.access(own, os.X_OK) else shutil.which("hfopt-server")
     if not found:
-        raise Error("hfopt-server is neither on PATH nor in this package. Build it (cmake --preset release && cmake --build --preset release "
-                    "--target hfopt-server) and set HFOPT_SERVER to build/release/server/hfopt-server, or train on a running server with "
-                    "server=\"host:port\"")
+        raise Error(
+            "hfopt-server is neither on PATH nor in this package. Build it (cmake --preset release && cmake --build "
+            "--preset release --target hfopt-server) and set HFOPT_SERVER to build/release/server/hfopt-server, or "
+            "train on a running server with server=\"host:port\"")
     return found
 
 
@@ -51,11 +52,13 @@ class LocalServer:
             command = [setpriv, "--pdeathsig", "TERM", *command]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("HFOPT_")}
         # In a session of its own, so that Ctrl-C in a terminal is for us alone.
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                                         env=environment, start_new_session=True, text=True, errors="replace")
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                         stderr=subprocess.PIPE, env=environment, start_new_session=True, text=True,
+                                         errors="replace")
         self._up = threading.Event()
         assert self._process.stderr is not None
-        self._reader = threading.Thread(target=self._read, args=(self._process.stderr,), name="hfopt-server-log", daemon=True)
+        self._reader = threading.Thread(target=self._read, args=(self._process.stderr, ), name="hfopt-server-log",
+                                        daemon=True)
         self._reader.start()
         try:
             self._up.wait()

@@ -56,7 +56,9 @@ class Model(Protocol):
 
 
 def is_model(thing: Any) -> bool:
-    return all(hasattr(thing, name) for name in ("num_parameters", "num_examples", "signature", "loss", "gradient", "linearize"))
+    return all(
+        hasattr(thing, name)
+        for name in ("num_parameters", "num_examples", "signature", "loss", "gradient", "linearize"))
 
 
 def element_types(model: Model) -> Tuple[str, ...]:

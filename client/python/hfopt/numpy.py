@@ -20,8 +20,8 @@ class FunctionModel:
     element_types: Tuple[str, ...]
 
     def __init__(self, loss: Callable[..., Any], grad: Callable[..., Any], gnvp: Optional[Callable[..., Any]],
-                 linearize: Optional[Callable[..., Products]], x0: Any, num_examples: Optional[Tuple[int, int]], signature: str,
-                 element_types: Sequence[str]):
+                 linearize: Optional[Callable[..., Products]], x0: Any, num_examples: Optional[Tuple[int, int]],
+                 signature: str, element_types: Sequence[str]):
         self._loss, self._grad, self._gnvp, self._linearize = loss, grad, gnvp, linearize
         self._x0 = np.array(x0, dtype=np.float64)
         if self._x0.ndim != 1 or not self._x0.size:
@@ -34,7 +34,8 @@ class FunctionModel:
     def loss(self, theta: Array, held_out: bool, indices: Array) -> Tuple[float, float, Dict[str, float]]:
         return float(self._loss(theta, *self._which(held_out, indices))), len(indices), {}
 
-    def gradient(self, theta: Array, held_out: bool, indices: Array, squares: bool = False) -> Tuple[float, float, Array, None]:
+    def gradient(self, theta: Array, held_out: bool, indices: Array,
+                 squares: bool = False) -> Tuple[float, float, Array, None]:
         if squares:
             raise ValueError("functions on flat arrays have no second moment; set preconditioner.diagonal to none")
         which = self._which(held_out, indices)
@@ -118,11 +119,12 @@ class LeastSquaresResult(Result):
     __repr__ = Result.__repr__
 
 
-def least_squares(fun: Callable[..., Any], x0: Any, jac: Any = None, *, args: Tuple[Any, ...] = (), kwargs: Optional[Mapping[str, Any]] = None,
-                  gtol: float = 1e-8, ftol: float = 1e-15, max_iterations: Optional[int] = 200, target_cost: Optional[float] = None,
+def least_squares(fun: Callable[..., Any], x0: Any, jac: Any = None, *, args: Tuple[Any, ...] = (),
+                  kwargs: Optional[Mapping[str, Any]] = None, gtol: float = 1e-8, ftol: float = 1e-15,
+                  max_iterations: Optional[int] = 200, target_cost: Optional[float] = None,
                   max_seconds: Optional[float] = None, dtype: Any = "float64", preset: str = "deterministic",
-                  options: Optional[Mapping[str, Any]] = None, callbacks: Sequence[Callback] = (), progress: bool = False, **where: Any
-                  ) -> LeastSquaresResult:
+                  options: Optional[Mapping[str, Any]] = None, callbacks: Sequence[Callback] = (),
+                  progress: bool = False, **where: Any) -> LeastSquaresResult:
     """Minimises |fun(x)|^2 / 2 over x, in the manner of scipy.optimize.least_squares: by truncated Gauss-Newton, which
     needs the Jacobian J of the residuals only as products J v and J'u.
 
@@ -145,11 +147,15 @@ def least_squares(fun: Callable[..., Any], x0: Any, jac: Any = None, *, args: Tu
     """
     start = np.array(x0, dtype=np.float64)
     problem = _Residuals(fun, jac, args, dict(kwargs or {}), len(np.atleast_1d(start)))
-    model = as_model(problem.loss, problem.grad, linearize=problem.linearize, x0=start, element_types=("float64", "float32"),
+    model = as_model(problem.loss, problem.grad, linearize=problem.linearize, x0=start,
+                     element_types=("float64", "float32"),
                      signature=f"least squares of {problem.count(start)} residuals")
-    ends = {"stop.gradient_tolerance": gtol, "stop.patience": 5 if ftol > 0 else 0, "stop.min_improvement": ftol, **(options or {})}
-    result = fit(model, preset=preset, options=ends, dtype=dtype, max_iterations=max_iterations, target_loss=target_cost,
-                 max_seconds=max_seconds, callbacks=callbacks, progress=progress, **where)
+    ends = {
+        "stop.gradient_tolerance": gtol, "stop.patience": 5 if ftol > 0 else 0, "stop.min_improvement": ftol,
+        **(options or {})
+    }
+    result = fit(model, preset=preset, options=ends, dtype=dtype, max_iterations=max_iterations,
+                 target_loss=target_cost, max_seconds=max_seconds, callbacks=callbacks, progress=progress, **where)
     residuals = problem.residuals(result.parameters)
     return LeastSquaresResult(**vars(result), fun=residuals, nfev=problem.nfev, njev=problem.njev)
 
@@ -159,8 +165,10 @@ class _Residuals:
 
     def __init__(self, fun: Callable[..., Any], jac: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any], n: int):
         if jac is None:
-            raise TypeError("least_squares needs jac: a function that answers the Jacobian (dense, sparse or a LinearOperator), or a pair "
-                            "(jvp, vjp); jac=\"2-point\" takes forward differences, at the cost of accuracy and of n calls of fun")
+            raise TypeError(
+                "least_squares needs jac: a function that answers the Jacobian (dense, sparse or a LinearOperator), or "
+                "a pair (jvp, vjp); jac=\"2-point\" takes forward differences, at the cost of accuracy and of n calls "
+                "of fun")
         if isinstance(jac, str) and jac != "2-point":
             raise ValueError(f"jac is \"{jac}\"; allowed: a function, a pair (jvp, vjp), or \"2-point\"")
         self._fun, self._jac, self._args, self._kwargs, self._n = fun, jac, args, kwargs, n
@@ -204,12 +212,16 @@ class _Residuals:
             jvp, vjp = self._jac
             return (lambda v: self._checked(jvp(x, v, *self._args, **self._kwargs), self._m, "jvp"),
                     lambda u: self._checked(vjp(x, u, *self._args, **self._kwargs), self._n, "vjp"))
-        J: Any = self._forward_differences(x) if isinstance(self._jac, str) else self._jac(x, *self._args, **self._kwargs)
+        if isinstance(self._jac, str):
+            J: Any = self._forward_differences(x)
+        else:
+            J = self._jac(x, *self._args, **self._kwargs)
         if not hasattr(J, "shape"):
             J = np.asarray(J)
         if tuple(J.shape) != (self.count(x), self._n):
-            raise ValueError(f"jac answered the shape {tuple(J.shape)}; {self.count(x)} residuals of {self._n} parameters need "
-                             f"{(self.count(x), self._n)}")
+            raise ValueError(
+                f"jac answered the shape {tuple(J.shape)}; {self.count(x)} residuals of {self._n} parameters need "
+                f"{(self.count(x), self._n)}")
         if hasattr(J, "matvec"):
             return J.matvec, J.rmatvec
         transposed = J.T

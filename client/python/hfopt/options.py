@@ -21,8 +21,9 @@ def short_name(enum: EnumDescriptor, number: int) -> str:
 
 
 def run_options(*, preset: Optional[str] = None, dtype: Any = None, shards: int = 0, seed: Optional[int] = None,
-                max_iterations: Optional[int] = None, target_loss: Optional[float] = None, max_seconds: Optional[float] = None,
-                lease_seconds: Optional[float] = None, options: Optional[Mapping[str, Any]] = None) -> run_pb2.RunOptions:
+                max_iterations: Optional[int] = None, target_loss: Optional[float] = None,
+                max_seconds: Optional[float] = None, lease_seconds: Optional[float] = None,
+                options: Optional[Mapping[str, Any]] = None) -> run_pb2.RunOptions:
     """What CreateRun is asked for; the server fills in the rest. ValueError names the option, its value and what is
     allowed."""
     result = run_pb2.RunOptions()
@@ -38,7 +39,9 @@ def run_options(*, preset: Optional[str] = None, dtype: Any = None, shards: int 
         result.max_wall_seconds = max_seconds
     if lease_seconds is not None:
         result.lease_seconds = lease_seconds
-    named = {"preset": preset, "stop.max_iterations": max_iterations, "stop.target_loss": target_loss, **(options or {})}
+    named = {
+        "preset": preset, "stop.max_iterations": max_iterations, "stop.target_loss": target_loss, **(options or {})
+    }
     for key, value in named.items():
         if value is not None:
             set_option(result.optimizer, key, value)
@@ -52,11 +55,15 @@ def set_option(message: Any, name: str, value: Any) -> None:
         field = message.DESCRIPTOR.fields_by_name.get(step)
         if field is None:
             where = f" in {path}" if path else ""
-            raise ValueError(f"options: there is no option \"{step}\"{where}; allowed: {', '.join(_field_names(message.DESCRIPTOR))}")
+            raise ValueError(
+                f"options: there is no option \"{step}\"{where}; allowed: "
+                f"{', '.join(_field_names(message.DESCRIPTOR))}")
         path = f"{path}.{step}" if path else step
         is_section, is_last = field.message_type is not None, i + 1 == len(steps)
         if is_section and is_last:
-            raise ValueError(f"options: {path} is a group of options; name one of them: {', '.join(_field_names(field.message_type))}")
+            raise ValueError(
+                f"options: {path} is a group of options; name one of them: "
+                f"{', '.join(_field_names(field.message_type))}")
         if not is_section and not is_last:
             raise ValueError(f"options: {path} is a single option; nothing is inside it")
         if is_last:
@@ -95,7 +102,8 @@ def _parse(path: str, field: FieldDescriptor, value: Any) -> Any:
             return exact
     except (TypeError, ValueError, OverflowError):
         pass
-    raise ValueError(f"options: {path} is \"{value}\"; allowed: " + ("a number" if is_double else "a whole number from 0"))
+    raise ValueError(f"options: {path} is \"{value}\"; allowed: " +
+                     ("a number" if is_double else "a whole number from 0"))
 
 
 def _short_names(enum: EnumDescriptor) -> List[str]:

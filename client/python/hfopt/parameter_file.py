@@ -26,8 +26,12 @@ def save_parameters(path: Any, parameters: Any, metadata: Optional[Mapping[str, 
     theta = np.asarray(parameters)
     dtype = next((name for name, known in _DTYPES.items() if known == theta.dtype.newbyteorder("<")), None)
     if dtype is None or theta.ndim != 1:
-        raise ValueError(f"parameters of the type {theta.dtype} and the shape {theta.shape}; they must be one vector of float32 or float64")
-    header = {"__metadata__": texts, _TENSOR: {"dtype": dtype, "shape": list(theta.shape), "data_offsets": [0, theta.nbytes]}}
+        raise ValueError(
+            f"parameters of the type {theta.dtype} and the shape {theta.shape}; they must be one vector of float32 or "
+            "float64")
+    header = {
+        "__metadata__": texts, _TENSOR: {"dtype": dtype, "shape": list(theta.shape), "data_offsets": [0, theta.nbytes]}
+    }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
@@ -59,8 +63,10 @@ def load_parameters(path: Any) -> Parameters:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} has no vector \"{_TENSOR}\" of F32 or F64: {error!r}") from None
         if not 0 <= begin <= end <= size - 8 - length or end - begin != n * dtype.itemsize:
-            raise ValueError(f"{path} is damaged: \"{_TENSOR}\" of {n} numbers is at bytes {begin} to {end} of {size - 8 - length}")
+            raise ValueError(
+                f"{path} is damaged: \"{_TENSOR}\" of {n} numbers is at bytes {begin} to {end} of {size - 8 - length}")
         file.seek(8 + length + begin)
         theta = np.fromfile(file, dtype, n)
     theta.flags.writeable = False
-    return Parameters(theta, int(metadata.get("hfopt.iteration", 0)), float(metadata.get("hfopt.held_out_loss", "nan")), metadata)
+    return Parameters(theta, int(metadata.get("hfopt.iteration", 0)), float(metadata.get("hfopt.held_out_loss", "nan")),
+                      metadata)

@@ -30,7 +30,8 @@ def table(reports: List[Report], seconds: List[float]) -> str:
     rows = "".join("<tr>" + "".join(f"<td style=\"text-align:right\">{html.escape(cell)}</td>"
                                     for cell in [*(value for _, value in describe(report)), f"{s:.1f}"]) + "</tr>"
                    for report, s in zip(reports, seconds))
-    return f"<table><thead><tr>{''.join(f'<th>{html.escape(t)}</th>' for t in titles)}</tr></thead><tbody>{rows}</tbody></table>"
+    head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
 class Progress:
@@ -46,7 +47,8 @@ class Progress:
     def show(self, report: Report, seconds: float) -> None:
         """`seconds` is the time that the run has taken."""
         (_, number), *cells = describe(report)
-        print(f"iteration {number}: {', '.join(f'{name} {value}' for name, value in cells)}, {seconds:.1f} s", file=sys.stderr, flush=True)
+        print(f"iteration {number}: {', '.join(f'{name} {value}' for name, value in cells)}, {seconds:.1f} s",
+              file=sys.stderr, flush=True)
 
     def end(self) -> None:
         pass
@@ -114,7 +116,8 @@ class _Notebook(Progress):
         self._update()
 
     def show(self, report: Report, seconds: float) -> None:
-        self._reports, self._seconds = [*self._reports, report][-_ROWS_IN_NOTEBOOK:], [*self._seconds, seconds][-_ROWS_IN_NOTEBOOK:]
+        self._reports = [*self._reports, report][-_ROWS_IN_NOTEBOOK:]
+        self._seconds = [*self._seconds, seconds][-_ROWS_IN_NOTEBOOK:]
         self._text = ""
         self._update()
 
@@ -143,8 +146,9 @@ def _on_terminal() -> Optional[Progress]:
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bars
-        return _Rich(Bars(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[numbers]}"), TimeElapsedColumn(),
-                          console=Console(stderr=True)))
+        return _Rich(
+            Bars(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[numbers]}"),
+                 TimeElapsedColumn(), console=Console(stderr=True)))
     except ImportError:
         pass
     try:

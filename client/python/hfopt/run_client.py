@@ -12,15 +12,18 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Union
 import grpc
 import numpy as np
 
-from .credentials import Credentials, make_channel
 from .errors import Error, from_grpc
 from .model import Array
 from .options import short_name
+from .security import Security
 from .v1 import run_pb2, run_service_pb2, vector_pb2
-from .wire import DTYPES, VectorAssembler, chunks_of
+from .wire import DTYPES, VectorAssembler, chunks_of, make_channel
 
 _SERVICE = run_service_pb2.DESCRIPTOR.services_by_name["RunService"]
-_VERSIONS = {"best": run_service_pb2.DownloadParametersRequest.VERSION_BEST, "last": run_service_pb2.DownloadParametersRequest.VERSION_LAST}
+_VERSIONS = {
+    "best": run_service_pb2.DownloadParametersRequest.VERSION_BEST,
+    "last": run_service_pb2.DownloadParametersRequest.VERSION_LAST
+}
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,8 @@ class RunClient:
     process that made it.
     """
 
-    def __init__(self, address: str, timeout: float = 30.0, credentials: Optional[Credentials] = None):
-        """Without `credentials` those of the environment are shown."""
-        self.address, self.timeout = address, timeout
-        self.credentials = Credentials.from_environment() if credentials is None else credentials
+    def __init__(self, address: str, timeout: float = 30.0, security: Security = Security()):
+        self.address, self.timeout, self.security = address, timeout, security
         self._channel: Optional[grpc.Channel] = None
         self._process: Optional[int] = None
 
@@ -95,8 +96,8 @@ class RunClient:
     def delete(self, run_id: str) -> None:
         self._call("DeleteRun", name=f"runs/{run_id}")
 
-    def watch(self, run_id: str, after_iteration: int = 0, stopped: Callable[[], bool] = lambda: False, give_up_after: float = 600.0
-              ) -> Iterator[Union[run_pb2.IterationReport, run_pb2.Run]]:
+    def watch(self, run_id: str, after_iteration: int = 0, stopped: Callable[[], bool] = lambda: False,
+              give_up_after: float = 600.0) -> Iterator[Union[run_pb2.IterationReport, run_pb2.Run]]:
         """Reports of iterations after `after_iteration`, each once and in order, and the run at each change of its
         state, until it has ended or failed: also across broken streams and restarts of the server, unless it was away
         for `give_up_after` seconds."""
@@ -104,7 +105,8 @@ class RunClient:
         while True:
             begin = time.monotonic()
             try:
-                for event in self._call("WatchRun", timeout=None, name=f"runs/{run_id}", after_iteration=after_iteration):
+                for event in self._call("WatchRun", timeout=None, name=f"runs/{run_id}",
+                                        after_iteration=after_iteration):
                     pause, lost_since = 0.1, None
                     if event.HasField("iteration"):
                         after_iteration = event.iteration.iteration
@@ -132,7 +134,8 @@ class RunClient:
             raise ValueError(f"initial parameters of the shape {vector.shape}; they must be one vector")
 
         def messages() -> Iterator[Any]:
-            header = run_service_pb2.UploadParametersHeader(name=f"runs/{run_id}", size=len(vector), element_type=element_type)
+            header = run_service_pb2.UploadParametersHeader(name=f"runs/{run_id}", size=len(vector),
+                                                            element_type=element_type)
             yield run_service_pb2.UploadParametersRequest(header=header)
             for offset, data in chunks_of(vector):
                 chunk = vector_pb2.VectorChunk(offset=offset, data=bytes(data))
@@ -162,20 +165,24 @@ class RunClient:
         """Calls a method by its descriptor. Streams of answers are left to the caller with their errors."""
         description = _SERVICE.methods_by_name[method]
         request_type, response_type = _class(description.input_type), _class(description.output_type)
-        kind = {"UploadParameters": "stream_unary", "WatchRun": "unary_stream", "DownloadParameters": "unary_stream"}.get(method, "unary_unary")
-        call = getattr(self._connection(), kind)(f"/{_SERVICE.full_name}/{method}", request_serializer=request_type.SerializeToString,
-                                                 response_deserializer=response_type.FromString)
+        kind = {"UploadParameters": "stream_unary", "WatchRun": "unary_stream",
+                "DownloadParameters": "unary_stream"}.get(method, "unary_unary")
+        make_call = getattr(self._connection(), kind)
+        call = make_call(f"/{_SERVICE.full_name}/{method}", request_serializer=request_type.SerializeToString,
+                         response_deserializer=response_type.FromString)
         try:
-            return call(messages or request_type(**fields), timeout=self.timeout if timeout == -1.0 else timeout)
+            return call(messages or request_type(**fields), timeout=self.timeout if timeout == -1.0 else timeout,
+                        metadata=self.security.metadata())
         except grpc.RpcError as error:
             raise from_grpc(error, f"hfopt-server at {self.address}") from None
 
     def _connection(self) -> grpc.Channel:
         if self._channel is None:
-            self._channel, self._process = make_channel(self.address, self.credentials), os.getpid()
+            self._channel, self._process = make_channel(self.address, self.security), os.getpid()
         if self._process != os.getpid():
-            raise Error(f"this connection belongs to process {self._process}, and process {os.getpid()} was forked from it: connections do "
-                        "not survive a fork; make a RunClient of its own in the new process")
+            raise Error(
+                f"this connection belongs to process {self._process}, and process {os.getpid()} was forked from it: "
+                "connections do not survive a fork; make a RunClient of its own in the new process")
         return self._channel
 
 
@@ -197,4 +204,3 @@ def flatten(message: Any, prefix: str = "") -> Dict[str, Any]:
         else:
             row.update(flatten(value, name + "."))
     return row
-

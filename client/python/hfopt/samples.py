@@ -49,6 +49,7 @@ def window_indices(examples: int, shard: int, shards: int, begin: int, count: in
         raise ValueError(f"slice: shard {shard} is not one of {shards}")
     lo, hi = shard * examples // shards, (shard + 1) * examples // shards
     if count and (begin >= hi - lo or count > hi - lo):
-        raise ValueError(f"slice: window of {count} from {begin} does not fit into shard {shard} of {shards}, which has {hi - lo} of the "
-                         f"{examples} examples; do all workers and the server use the same data?")
+        raise ValueError(
+            f"slice: window of {count} from {begin} does not fit into shard {shard} of {shards}, which has {hi - lo} "
+            f"of the {examples} examples; do all workers and the server use the same data?")
     return lo + (begin + np.arange(count)) % max(hi - lo, 1)

@@ -19,6 +19,7 @@ import torch
 import torch.utils.data
 
 from . import _adapter, losses
+from .samples import shuffled_indices
 
 Tensors = List[torch.Tensor]
 Array = _adapter.Array
@@ -589,7 +590,7 @@ class _Data:
         if not self.length:
             raise ValueError(f"{name} is empty")
         self.name, self.unpack = name, unpack or self._split
-        self.order = np.arange(self.length) if seed is None else _adapter.shuffled_indices(seed, self.length)
+        self.order = np.arange(self.length) if seed is None else shuffled_indices(seed, self.length)
 
     def __len__(self) -> int:
         return self.length

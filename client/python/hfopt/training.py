@@ -15,7 +15,6 @@ from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Sequence
 
 import numpy as np
 
-from .credentials import Credentials
 from .errors import Error, Interrupted
 from .local_server import LocalServer
 from .model import Array, Model, element_types, has_initial_parameters, is_model
@@ -23,6 +22,7 @@ from .options import run_options, short_name
 from .parameter_file import save_parameters
 from .progress import Progress, make_progress, table
 from .run_client import Parameters, RunClient, flatten
+from .security import Security
 from .v1 import run_pb2
 from .worker import Finished, Worker
 
@@ -50,7 +50,7 @@ class Result:
     parameters: Array  # those of the lowest held-out loss: 1-D, in the run's element type
     iteration: int  # after which they were
     held_out_loss: float  # at them, a mean
-    reason: str  # why it ended: "converged", "held_out_stalled", "target_reached", "iteration_budget", ..., "interrupted"
+    reason: str  # why it ended: "converged", "held_out_stalled", "target_reached", "interrupted", ...
     detail: str
     history: History
     seconds: float  # of wall time, over all processes that ran this run
@@ -60,17 +60,21 @@ class Result:
 
     def save(self, path: Any) -> None:
         """Writes the parameters as safetensors, tensor "theta": see `hfopt.load_parameters`."""
-        save_parameters(path, Parameters(self.parameters, self.iteration, self.held_out_loss), {"hfopt.run": self.run_id})
+        save_parameters(path, Parameters(self.parameters, self.iteration, self.held_out_loss),
+                        {"hfopt.run": self.run_id})
 
     def __repr__(self) -> str:
-        return (f"<hfopt.Result: {self.reason.replace('_', ' ')} ({self.detail}); held-out loss {self.held_out_loss:.6g} at iteration "
-                f"{self.iteration} of {len(self.history)}, {len(self.parameters)} parameters, {self.seconds:.1f} s>")
+        return (
+            f"<hfopt.Result: {self.reason.replace('_', ' ')} ({self.detail}); held-out loss {self.held_out_loss:.6g} "
+            f"at iteration {self.iteration} of {len(self.history)}, {len(self.parameters)} parameters, "
+            f"{self.seconds:.1f} s>")
 
     def _repr_html_(self) -> str:
         seconds = np.cumsum([report["seconds.total"] for report in self.history]).tolist()
-        return (f"<p><b>{html.escape(self.reason.replace('_', ' '))}</b>: {html.escape(self.detail)}<br>held-out loss "
-                f"{self.held_out_loss:.6g} at iteration {self.iteration} of {len(self.history)}, {len(self.parameters)} parameters, "
-                f"{self.seconds:.1f} s</p>{table(self.history[-10:], seconds[-10:])}")
+        return (
+            f"<p><b>{html.escape(self.reason.replace('_', ' '))}</b>: {html.escape(self.detail)}<br>held-out loss "
+            f"{self.held_out_loss:.6g} at iteration {self.iteration} of {len(self.history)}, {len(self.parameters)} "
+            f"parameters, {self.seconds:.1f} s</p>{table(self.history[-10:], seconds[-10:])}")
 
 
 class TrainingRun:
@@ -91,13 +95,14 @@ class TrainingRun:
 Callback = Callable[[Report, TrainingRun], Any]
 
 
-def fit(model: Any, loss: Any = None, train_data: Any = None, heldout_data: Any = None, *,
-        preset: Optional[str] = None, options: Optional[Mapping[str, Any]] = None, dtype: Any = None, seed: int = 0, shards: int = 1,
+def fit(model: Any, loss: Any = None, train_data: Any = None, heldout_data: Any = None, *, preset: Optional[str] = None,
+        options: Optional[Mapping[str, Any]] = None, dtype: Any = None, seed: int = 0, shards: int = 1,
         max_iterations: Optional[int] = None, target_loss: Optional[float] = None, max_seconds: Optional[float] = None,
         initial_parameters: Any = None, directory: Any = None, resume: Optional[bool] = None,
-        server: Optional[str] = None, run: Optional[str] = None, worker_id: Optional[str] = None, credentials: Optional[Credentials] = None,
-        lease_seconds: Optional[float] = None,
-        callbacks: Sequence[Callback] = (), progress: bool = True, **adapter: Any) -> Result:
+        server: Optional[str] = None, run: Optional[str] = None, worker_id: Optional[str] = None,
+        lease_seconds: Optional[float] = None, security: Security = Security(), callbacks: Sequence[Callback] = (),
+        progress: bool = True,
+        **adapter: Any) -> Result:
     """Trains a model and returns when the training has ended.
 
     What is trained
@@ -124,10 +129,9 @@ def fit(model: Any, loss: Any = None, train_data: Any = None, heldout_data: Any 
       server        "host:port" of a running server instead. Processes that name the same `run` there share its work:
                     give each the same arguments and `shards` of at least their number. `worker_id` is stable over
                     restarts, and each process's own.
-      credentials   hfopt.Credentials for that server: TLS, a certificate, a token. By default those of the environment
-                    (HFOPT_CA, HFOPT_TOKEN, ...).
       lease_seconds silence after which such a process loses its work to others, by default what the server says. The
                     lease is renewed while the model computes, unless it holds Python's lock all the time.
+      security      for such a server: TLS, certificates, a token.
 
     callbacks       each is called as callback(report, run) after every iteration, with its report (an element of
                     Result.history) and a `TrainingRun`; in this thread, between evaluations of the model, so the next
@@ -140,15 +144,18 @@ def fit(model: Any, loss: Any = None, train_data: Any = None, heldout_data: Any 
     module, model = model, _as_model(model, loss, train_data, heldout_data, adapter)
     if dtype is None:
         possible = element_types(model)
-        dtype = "float64" if (preset == "deterministic" and "float64" in possible) or "float32" not in possible else "float32"
-    wanted = run_options(preset=preset, dtype=dtype, shards=shards, seed=seed, max_iterations=max_iterations, target_loss=target_loss,
-                         max_seconds=max_seconds, options=options, lease_seconds=_NO_OTHERS if server is None else lease_seconds)
+        wants_double = preset == "deterministic" and "float64" in possible
+        dtype = "float64" if wants_double or "float32" not in possible else "float32"
+    wanted = run_options(preset=preset, dtype=dtype, shards=shards, seed=seed, max_iterations=max_iterations,
+                         target_loss=target_loss, max_seconds=max_seconds, options=options,
+                         lease_seconds=_NO_OTHERS if server is None else lease_seconds)
     wanted.num_parameters = model.num_parameters
     training = _Training(model, wanted, initial_parameters, resume, callbacks, make_progress(progress))
     if server is None:
         result = training.in_directory(None if directory is None else os.fspath(directory))
     elif directory is None:
-        result = training.on_server(server, run or f"fit-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", worker_id, credentials)
+        training.security = security
+        result = training.on_server(server, run or f"fit-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", worker_id)
     else:
         raise ValueError(f"server and directory are both given: the runs of {server} lie in its own directory")
     if _is_torch_module(module):
@@ -157,27 +164,32 @@ def fit(model: Any, loss: Any = None, train_data: Any = None, heldout_data: Any 
 
 
 def serve(model: Model, run: str, server: str = "localhost:7447", worker_id: Optional[str] = None,
-          credentials: Optional[Credentials] = None, **worker_options: Any) -> Finished:
+          security: Security = Security(), **worker_options: Any) -> Finished:
     """Works for a run of a server until it ends; `hfopt.Worker` has the options. The run is created, started and
     watched elsewhere, for example by `hfopt run create`. Ctrl-C leaves; what is done then is done by other workers, or
     waits for this one."""
-    return Worker(model, run, worker_id, **worker_options).run(server, credentials)
+    return Worker(model, run, worker_id, **worker_options).run(server, security)
 
 
 def _as_model(model: Any, loss: Any, train_data: Any, heldout_data: Any, options: Dict[str, Any]) -> Model:
     if is_model(model):
-        given = [name for name, value in (("loss", loss), ("train_data", train_data), ("heldout_data", heldout_data)) if value is not None]
+        given = [
+            name for name, value in (("loss", loss), ("train_data", train_data), ("heldout_data", heldout_data))
+            if value is not None
+        ]
         if given + list(options):
-            raise TypeError(f"fit: {', '.join(given + list(options))} cannot be given with a model that has its own loss and data")
+            raise TypeError(
+                f"fit: {', '.join(given + list(options))} cannot be given with a model that has its own loss and data")
         own: Model = model
         return own
     library = "torch" if _is_torch_module(model) else "jax" if callable(model) and "jax" in sys.modules else None
     if library:
-        made: Model = importlib.import_module(f"hfopt.{library}").as_model(model, loss=loss, train_data=train_data, heldout_data=heldout_data,
-                                                                           **options)
+        made: Model = importlib.import_module(f"hfopt.{library}").as_model(model, loss=loss, train_data=train_data,
+                                                                           heldout_data=heldout_data, **options)
         return made
-    raise TypeError(f"fit: {type(model).__name__} is neither an hfopt.Model nor a torch.nn.Module nor, with JAX imported, a function. "
-                    "For functions of NumPy arrays see hfopt.numpy.as_model and hfopt.least_squares")
+    raise TypeError(
+        f"fit: {type(model).__name__} is neither an hfopt.Model nor a torch.nn.Module nor, with JAX imported, a "
+        "function. For functions of NumPy arrays see hfopt.numpy.as_model and hfopt.least_squares")
 
 
 def _is_torch_module(model: Any) -> bool:
@@ -190,10 +202,11 @@ class _Training:
         if initial_parameters is None and not has_initial_parameters(model):
             raise ValueError("the model has no initial parameters of its own; give initial_parameters")
         if initial_parameters is not None and np.shape(initial_parameters) != (model.num_parameters,):
-            raise ValueError(f"initial_parameters has the shape {np.shape(initial_parameters)}; the model needs ({model.num_parameters},)")
+            raise ValueError(f"initial_parameters has the shape {np.shape(initial_parameters)}; the model needs "
+                             f"({model.num_parameters},)")
         self.model, self.options, self.initial_parameters = model, options, initial_parameters
         self.resume, self.callbacks, self.progress = resume, callbacks, progress
-        self.history, self.remote = History(), False
+        self.history, self.remote, self.security = History(), False, Security()
 
     def in_directory(self, directory: Optional[str]) -> Result:
         temporary = directory is None
@@ -210,7 +223,7 @@ class _Training:
             worker.call_soon(raise_it)
 
         try:
-            with LocalServer(directory, fail) as server, RunClient(server.address, credentials=Credentials()) as client:
+            with LocalServer(directory, fail) as server, RunClient(server.address) as client:
                 try:
                     result = self._train(client, worker, _LOCAL_RUN)
                 except Error as error:
@@ -240,13 +253,14 @@ class _Training:
         result.directory = None if temporary else directory
         return result
 
-    def on_server(self, address: str, run_id: str, worker_id: Optional[str], credentials: Optional[Credentials]) -> Result:
+    def on_server(self, address: str, run_id: str, worker_id: Optional[str]) -> Result:
         worker, self.remote = Worker(self.model, run_id, worker_id), True
-        with RunClient(address, credentials=credentials) as client:
+        with RunClient(address, security=self.security) as client:
             try:
                 return self._train(client, worker, run_id)
             except KeyboardInterrupt:
-                message = f"left run {run_id} at {address}, which waits for workers. To go on: hfopt.fit(..., server={address!r}, run={run_id!r})"
+                message = (f"left run {run_id} at {address}, which waits for workers. To go on: "
+                           f"hfopt.fit(..., server={address!r}, run={run_id!r})")
                 self.progress.note(message)
                 raise Interrupted(message, None, self._partial_result(client, run_id, None)) from None
             finally:
@@ -258,7 +272,7 @@ class _Training:
         watcher = _Watcher(client, worker, run, self)
         try:
             if run.state != run_pb2.RUN_STATE_ENDED:
-                worker.run(client.address, client.credentials)
+                worker.run(client.address, self.security)
         except BaseException:
             watcher.stopped = True
             raise
@@ -278,9 +292,11 @@ class _Training:
                 raise
             old = None
         if self.resume is True and old is None:
-            raise Error("resume: there is no training to go on with; resume=None begins one where there is none", "NOT_FOUND")
+            raise Error("resume: there is no training to go on with; resume=None begins one where there is none",
+                        "NOT_FOUND")
         if self.resume is False and old is not None:
-            raise Error("resume: there is a training already; choose another place, or resume=True to go on with it", "ALREADY_EXISTS")
+            raise Error("resume: there is a training already; choose another place, or resume=True to go on with it",
+                        "ALREADY_EXISTS")
         if self.resume is True:
             run = old
         else:
@@ -289,8 +305,8 @@ class _Training:
             except Error as error:
                 if error.code != "ALREADY_EXISTS":
                     raise
-                raise Error(f"there is a training with other options already: {error}\nresume=True goes on with it as it was begun",
-                            error.code) from None
+                raise Error(f"there is a training with other options already: {error}\n"
+                            "resume=True goes on with it as it was begun", error.code) from None
         if run.state == run_pb2.RUN_STATE_CREATED:
             if self.initial_parameters is not None:
                 client.upload_parameters(run_id, self.initial_parameters)
@@ -321,7 +337,8 @@ class _Training:
             if error.code not in ("NOT_FOUND", "FAILED_PRECONDITION"):
                 raise
             best = client.download_parameters(run_id, "last")  # of a run without an iteration
-        return Result(best.theta, best.iteration, best.held_out_loss, reason, detail, self.history, run.seconds.total, run_id, self.model)
+        return Result(best.theta, best.iteration, best.held_out_loss, reason, detail, self.history, run.seconds.total,
+                      run_id, self.model)
 
 
 class _Watcher:

@@ -1,18 +1,41 @@
-"""Vectors on the wire (proto/hfopt/v1/vector.proto): chunks framed and read without a copy by protobuf; element types."""
+"""Vectors on the wire (proto/hfopt/v1/vector.proto): chunks framed and read without a copy by protobuf, channels,
+element types."""
 from __future__ import annotations
 
 from bisect import bisect
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
+import grpc
 import numpy as np
 
 from .model import Array
+from .security import Security, is_local
 from .v1 import vector_pb2
 
 CHUNK_BYTES = 1 << 20
 
-DTYPES: Dict[int, np.dtype[Any]] = {vector_pb2.ELEMENT_TYPE_FLOAT32: np.dtype("<f4"), vector_pb2.ELEMENT_TYPE_FLOAT64: np.dtype("<f8")}
+DTYPES: Dict[int, np.dtype[Any]] = {
+    vector_pb2.ELEMENT_TYPE_FLOAT32: np.dtype("<f4"), vector_pb2.ELEMENT_TYPE_FLOAT64: np.dtype("<f8")
+}
 ELEMENT_TYPES = {dtype.name: element_type for element_type, dtype in DTYPES.items()}
+
+
+def make_channel(address: str, security: Security = Security()) -> grpc.Channel:
+    """Keepalive as the server expects it, quick reconnects, and no bandwidth probing where there is no latency. With
+    connections of its own: shared ones would let a channel begin in the pause that followed a failure of another, for
+    example of a server that was here before."""
+    security.check(address)
+    options: List[Tuple[str, Any]] = [
+        ("grpc.keepalive_time_ms", 30_000), ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_permit_without_calls", 1), ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 2_000),
+        ("grpc.use_local_subchannel_pool", 1)]
+    if is_local(address):
+        options.append(("grpc.http2.bdp_probe", 0))
+    credentials = security.credentials()
+    if credentials is None:
+        return grpc.insecure_channel(address, options)
+    return grpc.secure_channel(address, credentials, options)
 
 
 # A message that holds a chunk, SessionRequest and SessionResponse alike, is in the encoding of protobuf
@@ -45,8 +68,9 @@ def _read_varint(data: bytes, at: int) -> Tuple[int, int]:
 
 def frame_chunk(transfer: int, offset: int, data: memoryview) -> bytes:
     """The encoded SessionRequest with a VectorChunk."""
-    inner = b"".join((bytes([_TRANSFER]), _varint(transfer), bytes([_OFFSET]), _varint(offset), bytes([_DATA]), _varint(len(data))))
-    return b"".join((bytes([_CHUNK]), _varint(len(inner) + len(data)), inner, data))
+    inner = b"".join((_varint(_TRANSFER), _varint(transfer), _varint(_OFFSET), _varint(offset),
+                      _varint(_DATA), _varint(len(data))))
+    return b"".join((_varint(_CHUNK), _varint(len(inner) + len(data)), inner, data))
 
 
 def find_chunk(message: bytes) -> Optional[Tuple[int, int, memoryview]]:
@@ -92,7 +116,8 @@ class VectorAssembler:
         """Whether the vector is complete now. It is read-only then."""
         end = offset + len(data)
         if end > len(self._bytes):
-            raise ValueError(f"transfer {self.transfer}: bytes {offset} to {end} are beyond the vector's {len(self._bytes)}")
+            raise ValueError(
+                f"transfer {self.transfer}: bytes {offset} to {end} are beyond the vector's {len(self._bytes)}")
         i = bisect(self._begins, offset)
         if (i > 0 and self._ends[i - 1] > offset) or (i < len(self._begins) and self._begins[i] < end):
             raise ValueError(f"transfer {self.transfer}: bytes {offset} to {end} overlap with earlier ones")

@@ -14,14 +14,14 @@ from typing import Any, Callable, Deque, Dict, Iterable, Iterator, List, Optiona
 import grpc
 import numpy as np
 
-from .credentials import Credentials, make_channel
 from .errors import PERMANENT, Error, from_grpc
 from .evaluator import Evaluated, Evaluation, Evaluator, Vectors, vector_names
 from .model import Model, element_types, has_initial_parameters, has_second_moment
+from .security import Security
 from .shared_segment import SharedSegment, host_name
 from .v1 import evaluation_service_pb2 as service_pb2
 from .v1 import vector_pb2
-from .wire import DTYPES, ELEMENT_TYPES, VectorAssembler, chunks_of, find_chunk, frame_chunk
+from .wire import DTYPES, ELEMENT_TYPES, VectorAssembler, chunks_of, find_chunk, frame_chunk, make_channel
 
 DRAINED = "DRAINED"
 
@@ -68,7 +68,7 @@ class Worker:
 
     model      what is served: `hfopt.Model`
     run        id of the run to join
-    worker_id  stable over restarts, one for each worker of a run: 1 to 63 of [a-z0-9-]; by default this host and process
+    worker_id  stable over restarts, one for each worker of a run: 1 to 63 of [a-z0-9-]; by default of host and process
     shards     logical shards whose data the model has; empty: any
     shared_memory       whether vectors may be handed over in shared memory by a server on this machine
     max_linearizations  kept at once; each is as large as the model makes it
@@ -77,16 +77,18 @@ class Worker:
                the worker
     """
 
-    def __init__(self, model: Model, run: str, worker_id: Optional[str] = None, *, shards: Iterable[int] = (), shared_memory: bool = True,
-                 max_linearizations: int = 64, give_up_after: float = 600.0, log: Optional[Callable[[str], None]] = None):
+    def __init__(self, model: Model, run: str, worker_id: Optional[str] = None, *, shards: Iterable[int] = (),
+                 shared_memory: bool = True, max_linearizations: int = 64, give_up_after: float = 600.0,
+                 log: Optional[Callable[[str], None]] = None):
         self.model, self.run_id, self.worker_id = model, run, worker_id or default_worker_id()
         for name, value in ("run", self.run_id), ("worker_id", self.worker_id):
             if not re.fullmatch("[a-z0-9-]{1,63}", value):
                 raise ValueError(f"{name}: '{value}' is not 1 to 63 of [a-z0-9-]")
         training, held_out = model.num_examples
         if model.num_parameters <= 0 or training <= 0 or held_out <= 0:
-            raise ValueError(f"the model has {model.num_parameters} parameters, {training} training examples and {held_out} held-out "
-                             "examples; it needs some")
+            raise ValueError(
+                f"the model has {model.num_parameters} parameters, {training} training examples and {held_out} "
+                "held-out examples; it needs some")
         self.shards, self.shared_memory, self.give_up_after = tuple(shards), shared_memory, give_up_after
         self.incarnation = time.time_ns()
         self._log = log or (lambda line: None)
@@ -109,9 +111,9 @@ class Worker:
         self._error: Optional[BaseException] = None
         self.uses_shared_memory = False  # in the session that is, or was last
 
-    def run(self, address: str, credentials: Optional[Credentials] = None) -> Finished:
+    def run(self, address: str, security: Security = Security()) -> Finished:
         """Blocks until the run ends or the worker has left. The model is called from this thread only. To be called
-        once. Without `credentials` those of the environment are shown.
+        once.
 
         Raises hfopt.Error when the server refuses for good (its message says why), and after `give_up_after`.
         """
@@ -119,9 +121,9 @@ class Worker:
         if self._process is not None:
             raise Error("a worker runs once; make a new one")
         self._process = os.getpid()
-        # Made here, so that it belongs to the process that uses it.
-        with make_channel(address, Credentials.from_environment() if credentials is None else credentials) as channel:
-            reader = threading.Thread(target=self._converse, args=(channel, address), name="hfopt-reader", daemon=True)
+        with make_channel(address, security) as channel:  # made here, so that it belongs to the process that uses it
+            reader = threading.Thread(target=self._converse, args=(channel, address, security), name="hfopt-reader",
+                                      daemon=True)
             reader.start()
             try:
                 self._compute()
@@ -164,8 +166,9 @@ class Worker:
 
     def _check_process(self) -> None:
         if self._process not in (None, os.getpid()):
-            raise Error(f"this worker runs in process {self._process}, and process {os.getpid()} was forked from it: connections do not "
-                        "survive a fork; make a worker of its own in the new process")
+            raise Error(
+                f"this worker runs in process {self._process}, and process {os.getpid()} was forked from it: "
+                "connections do not survive a fork; make a worker of its own in the new process")
 
     # --- The computing thread
 
@@ -174,7 +177,8 @@ class Worker:
             function: Optional[Callable[[], None]] = None
             evaluation: Optional[Evaluation] = None
             with self._changed:
-                self._changed.wait_for(lambda: self._outcome or self._error or self._released or self._queue or self._calls)
+                self._changed.wait_for(
+                    lambda: self._outcome or self._error or self._released or self._queue or self._calls)
                 if self._calls:
                     function = self._calls.popleft()
                 elif self._outcome or self._error:
@@ -215,7 +219,8 @@ class Worker:
         with self._changed:
             self._changed.wait_for(lambda: session.welcomed or session.over)
         if session.to_server is not None:
-            yield service_pb2.SessionRequest(shared_memory_attached=service_pb2.SharedMemoryAttached()).SerializeToString()
+            yield service_pb2.SessionRequest(
+                shared_memory_attached=service_pb2.SharedMemoryAttached()).SerializeToString()
         last_write, said_drain = time.monotonic(), False
         while True:
             message: Any = None
@@ -248,7 +253,8 @@ class Worker:
     def _frames(self, session: _Session, evaluated: Evaluated) -> Iterator[bytes]:
         """First the vectors, then the answer that names them."""
         for transfer, vector in evaluated.vectors:
-            header = vector_pb2.VectorHeader(transfer=transfer, size=len(vector), element_type=ELEMENT_TYPES[vector.dtype.name])
+            header = vector_pb2.VectorHeader(transfer=transfer, size=len(vector),
+                                             element_type=ELEMENT_TYPES[vector.dtype.name])
             slot = None if session.to_server is None else session.to_server.write(vector)
             if slot is not None:
                 header.slot = slot
@@ -269,9 +275,9 @@ class Worker:
 
     # --- The reader
 
-    def _converse(self, channel: grpc.Channel, address: str) -> None:
+    def _converse(self, channel: grpc.Channel, address: str, security: Security) -> None:
         try:
-            outcome: Any = self._dial_until_the_end(channel, address)
+            outcome: Any = self._dial_until_the_end(channel, address, security)
         except BaseException as error:
             outcome = error
         with self._changed:
@@ -281,14 +287,14 @@ class Worker:
                 self._outcome = outcome
             self._changed.notify_all()
 
-    def _dial_until_the_end(self, channel: grpc.Channel, address: str) -> Finished:
+    def _dial_until_the_end(self, channel: grpc.Channel, address: str, security: Security) -> Finished:
         open_session = channel.stream_stream("/hfopt.v1.EvaluationService/Session")  # of bytes: see wire.py
         pause, lost_since = _FIRST_PAUSE, None
         while True:
             session, begin = _Session(self._hello()), time.monotonic()
             error: Exception = Error("the server closed the session without a reason", "UNAVAILABLE")
             try:
-                self._serve(session, open_session)
+                self._serve(session, open_session, security)
             except grpc.RpcError as e:
                 error = from_grpc(e, f"run {self.run_id} at {address}")
             except _Offence as e:
@@ -305,9 +311,13 @@ class Worker:
                 if self._leaving:
                     return Finished(DRAINED, "left the run as asked")
                 if now - lost_since + pause > self.give_up_after:
-                    raise Error(f"run {self.run_id}: gave up, no lasting session for {self.give_up_after:g} s; the last error: {error}",
-                                getattr(error, "code", None))
-                self._log(f"run {self.run_id}: {'lost the session' if session.welcomed else 'no session'}: {error}; dialling again")
+                    raise Error(
+                        f"run {self.run_id}: gave up, no lasting session for {self.give_up_after:g} s; the last error: "
+                        f"{error}",
+                        getattr(error, "code", None))
+                self._log(
+                    f"run {self.run_id}: {'lost the session' if session.welcomed else 'no session'}: {error}; dialling "
+                    "again")
                 self._changed.wait_for(lambda: self._leaving, pause * random.uniform(0.5, 1))
             pause = min(_LONGEST_PAUSE, 2 * pause)
 
@@ -327,9 +337,9 @@ class Worker:
             hello.pending_requests.extend(pending + [e.request.id for e in self._queue])
         return hello
 
-    def _serve(self, session: _Session, open_session: Any) -> None:
+    def _serve(self, session: _Session, open_session: Any, security: Security) -> None:
         """Dials and serves until the stream ends."""
-        call = open_session(self._requests(session))
+        call = open_session(self._requests(session), metadata=security.metadata())
         with self._changed:
             self._session, self._call = session, call
             if self._leaving:
@@ -370,8 +380,9 @@ class Worker:
             raise _Offence("a second welcome in one session")
         dtype = DTYPES.get(welcome.element_type)
         if dtype is None or dtype.name not in element_types(self.model):
-            raise Error(f"run {self.run_id} uses the element type {'?' if dtype is None else dtype.name}, but this worker computes in "
-                        f"{', '.join(element_types(self.model))}", "FAILED_PRECONDITION")
+            raise Error(
+                f"run {self.run_id} uses the element type {'?' if dtype is None else dtype.name}, but this worker "
+                f"computes in {', '.join(element_types(self.model))}", "FAILED_PRECONDITION")
         if not welcome.lease_seconds > 0:
             raise _Offence(f"welcome.lease_seconds is {welcome.lease_seconds}, not above 0")
         session.dtype, session.renewal_interval = dtype, min(max(welcome.lease_seconds, 0.003), 3600.0) / 3
@@ -389,7 +400,8 @@ class Worker:
         if offer.to_worker.slot_bytes != size or offer.to_server.slot_bytes != size:
             return "gRPC, the shared memory that was offered is for vectors of another size"
         try:
-            from_server, to_server = SharedSegment(offer.to_worker, writes=False), SharedSegment(offer.to_server, writes=True)
+            from_server = SharedSegment(offer.to_worker, writes=False)
+            to_server = SharedSegment(offer.to_server, writes=True)
         except (OSError, ValueError) as error:
             return f"gRPC, shared memory cannot be had: {error}"
         session.from_server, session.to_server = from_server, to_server
@@ -450,8 +462,9 @@ class Worker:
             names = vector_names(request)
             missing = [name for name in names if name not in self._resident]
             if missing:
-                raise _Offence(f"request {request.id} names the vector {missing[0].hex()}, which is not here: it was never sent or has "
-                               "been released")
+                raise _Offence(
+                    f"request {request.id} names the vector {missing[0].hex()}, which is not here: it was never sent "
+                    "or has been released")
             self._queue.append(Evaluation(request, {name: self._resident[name] for name in names}))
             self._changed.notify_all()
 

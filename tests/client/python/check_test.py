@@ -40,7 +40,8 @@ class CheckTest(unittest.TestCase):
         return hfopt.check(Wrong(self.model, **functions), probes=2)
 
     def test_a_right_model_passes(self):
-        for arguments in {}, {"dtype": "float32"}, {"held_out": True}, {"theta": 0.3 * self.random.standard_normal(2410)}, {"examples": 1}:
+        theta = 0.3 * self.random.standard_normal(2410)
+        for arguments in {}, {"dtype": "float32"}, {"held_out": True}, {"theta": theta}, {"examples": 1}:
             with self.subTest(arguments):
                 report = hfopt.check(self.model, **arguments)
                 self.assertTrue(report.passed, report)

@@ -29,7 +29,8 @@ class DigitsModelTest(unittest.TestCase):
         for _ in range(5):
             v, h = self.direction(), 1e-6
             up, down = (self.model.loss(self.theta + s * h * v, False, indices)[0] for s in (1, -1))
-            self.assertAlmostEqual((up - down) / (2 * h), gradient @ v, delta=1e-5 * np.linalg.norm(gradient) * np.linalg.norm(v))
+            self.assertAlmostEqual((up - down) / (2 * h), gradient @ v,
+                                   delta=1e-5 * np.linalg.norm(gradient) * np.linalg.norm(v))
 
     def test_product_is_dense_gauss_newton(self):
         indices, h = np.array([3, 7]), 1e-6

@@ -35,7 +35,8 @@ class FitTest(unittest.TestCase):
         self.folder = folder.name
 
     def fit(self, **arguments):
-        return hfopt.fit(self.model, **{"progress": False, "max_iterations": 4, "dtype": "float64", "options": FEW, **arguments})
+        return hfopt.fit(self.model,
+                         **{"progress": False, "max_iterations": 4, "dtype": "float64", "options": FEW, **arguments})
 
     def test_trains(self):
         result = hfopt.fit(self.model, max_iterations=8, progress=False)
@@ -80,7 +81,8 @@ class FitTest(unittest.TestCase):
         with self.assertRaises(Stop):
             self.fit(max_iterations=6, directory=self.folder, callbacks=[stop])
         seen = []
-        rest = self.fit(max_iterations=6, directory=self.folder, callbacks=[lambda report, run: seen.append(report["iteration"])])
+        rest = self.fit(max_iterations=6, directory=self.folder,
+                        callbacks=[lambda report, run: seen.append(report["iteration"])])
         np.testing.assert_array_equal(rest.parameters, whole.parameters)
         self.assertEqual([report["iteration"] for report in rest.history], [1, 2, 3, 4, 5, 6])
         self.assertEqual(seen[-1], 6)
@@ -150,13 +152,15 @@ class FitTest(unittest.TestCase):
         self.assertIsInstance(failure.exception.__cause__, ZeroDivisionError)
 
     def test_says_what_is_wrong_with_options(self):
-        for arguments, message in (({"options": {"preconditioner.lbfg": 1}}, "no option \"lbfg\" in preconditioner; allowed: lbfgs, memory"),
-                                   ({"options": {"preconditioner.lbfgs": "cold"}}, "is \"cold\"; allowed: none, frozen, flexible"),
-                                   ({"options": {"stop": 1}}, "stop is a group of options; name one of them: max_iterations"),
-                                   ({"options": {"stop.patience": -1}}, "stop.patience is \"-1\"; allowed: a whole number from 0"),
-                                   ({"preset": "fast"}, "allowed: accelerated, published, deterministic"),
-                                   ({"dtype": "float16"}, "dtype is float16; allowed: float32, float64"),
-                                   ({"initial_parameters": np.zeros(3)}, r"has the shape \(3,\); the model needs \(2410,\)")):
+        for arguments, message in (
+            ({"options": {"preconditioner.lbfg": 1}}, "no option \"lbfg\" in preconditioner; allowed: lbfgs, memory"),
+            ({"options": {"preconditioner.lbfgs": "cold"}}, "is \"cold\"; allowed: none, frozen, flexible"),
+            ({"options": {"stop": 1}}, "stop is a group of options; name one of them: max_iterations"),
+            ({"options": {"stop.patience": -1}}, "stop.patience is \"-1\"; allowed: a whole number from 0"),
+            ({"preset": "fast"}, "allowed: accelerated, published, deterministic"),
+            ({"dtype": "float16"}, "dtype is float16; allowed: float32, float64"),
+            ({"initial_parameters": np.zeros(3)}, r"has the shape \(3,\); the model needs \(2410,\)"),
+        ):
             with self.subTest(message), self.assertRaisesRegex(ValueError, message):
                 self.fit(**arguments)
         with self.assertRaisesRegex(hfopt.Error, "damping.initial"):  # of the server
@@ -166,10 +170,13 @@ class FitTest(unittest.TestCase):
             hfopt.fit(3)
 
     def test_says_what_is_wrong_with_the_server(self):
-        for environment, message in (({"HFOPT_SERVER": "/nowhere"}, "HFOPT_SERVER is \"/nowhere\", which is no program"),
-                                     ({"HFOPT_SERVER": "", "PATH": ""}, "neither on PATH nor in this package. Build it .* set HFOPT_SERVER"),
-                                     ({"HFOPT_SERVER": "/bin/false"}, "hfopt-server ended with code 1")):
-            with self.subTest(message), mock.patch.dict(os.environ, environment), self.assertRaisesRegex(hfopt.Error, message):
+        for environment, message in (
+            ({"HFOPT_SERVER": "/nowhere"}, "HFOPT_SERVER is \"/nowhere\", which is no program"),
+            ({"HFOPT_SERVER": "", "PATH": ""}, "neither on PATH nor in this package. Build it .* set HFOPT_SERVER"),
+            ({"HFOPT_SERVER": "/bin/false"}, "hfopt-server ended with code 1"),
+        ):
+            with self.subTest(message), mock.patch.dict(os.environ, environment), \
+                    self.assertRaisesRegex(hfopt.Error, message):
                 self.fit()
 
     def test_says_so_when_the_server_is_killed(self):
@@ -186,7 +193,8 @@ class FitTest(unittest.TestCase):
             start(server, *arguments)
 
         with mock.patch.object(LocalServer, "__init__", remember), self.assertRaisesRegex(
-                hfopt.Error, f"(?s)hfopt-server was ended by SIGKILL: .*Its log: {self.folder}/server.log\nTo go on: .*resume=True"):
+                hfopt.Error,
+                f"(?s)hfopt-server was ended by SIGKILL: .*Its log: {self.folder}/server.log\nTo go on: .*resume=True"):
             self.fit(directory=self.folder, callbacks=[kill])
         np.testing.assert_array_equal(self.fit(directory=self.folder, resume=True).parameters, self.fit().parameters)
 
@@ -216,8 +224,10 @@ class FitTest(unittest.TestCase):
     def test_prints_a_line_for_each_iteration(self):
         with mock.patch("sys.stderr", io.StringIO()) as err:
             self.fit(progress=True, max_iterations=2)
-        self.assertRegex(err.getvalue(), r"(?m)^iteration 1: held-out [0-9.]+, errors [0-9.]+, lambda 1, rho .*, CG \d+ \(.*\), step .* s\n"
-                                         r"iteration 2: ")
+        self.assertRegex(
+            err.getvalue(),
+            r"(?m)^iteration 1: held-out [0-9.]+, errors [0-9.]+, lambda 1, rho .*, CG \d+ \(.*\), step .* s\n"
+            r"iteration 2: ")
 
     def test_parameters_in_files(self):
         result = self.fit(max_iterations=2)
@@ -225,7 +235,8 @@ class FitTest(unittest.TestCase):
         result.save(path)
         loaded = hfopt.load_parameters(path)
         np.testing.assert_array_equal(loaded.theta, result.parameters)
-        self.assertEqual((loaded.iteration, loaded.held_out_loss, loaded.metadata["hfopt.run"]), (2, result.held_out_loss, "fit"))
+        self.assertEqual((loaded.iteration, loaded.held_out_loss, loaded.metadata["hfopt.run"]),
+                         (2, result.held_out_loss, "fit"))
         for size in 4, 100, os.path.getsize(path) - 1:
             os.truncate(path, size) if size != 4 else result.save(path) or os.truncate(path, 4)
             with self.subTest(size), self.assertRaises(ValueError):
@@ -247,8 +258,8 @@ class ServerTest(unittest.TestCase):
         self.addCleanup(self.client.close)
 
     def fit(self, run, **arguments):
-        return hfopt.fit(self.model, server=self.server.address, run=run, progress=False, options=FEW, dtype="float64", shards=2,
-                         max_iterations=4, **arguments)
+        return hfopt.fit(self.model, server=self.server.address, run=run, progress=False, options=FEW, dtype="float64",
+                         shards=2, max_iterations=4, **arguments)
 
     def test_fits_on_a_running_server(self):
         result = self.fit("one")
@@ -262,8 +273,8 @@ class ServerTest(unittest.TestCase):
     def test_one_and_two_workers_have_the_same_bits(self):
         one = self.fit("one")
         self.client.create("two", run_options(options=FEW, dtype="float64", shards=2, max_iterations=4))
-        workers = [subprocess.Popen([sys.executable, digits.__file__, "--data", str(DIGITS), "--server", self.server.address, "--run", "two",
-                                     "--worker-id", f"py-{i}"], stdout=subprocess.DEVNULL) for i in (1, 2)]
+        command = [sys.executable, digits.__file__, "--data", DIGITS, "--server", self.server.address, "--run", "two"]
+        workers = [subprocess.Popen([*command, "--worker-id", f"py-{i}"], stdout=subprocess.DEVNULL) for i in (1, 2)]
         while len(self.client.get("two").workers) < 2:
             self.assertIsNone(workers[0].poll())
         self.client.start("two")
@@ -280,8 +291,8 @@ class ServerTest(unittest.TestCase):
 
     def test_serves_a_run_and_leaves_on_a_signal(self):
         self.client.create("long", run_options(dtype="float64"))
-        worker = subprocess.Popen([sys.executable, digits.__file__, "--data", str(DIGITS), "--server", self.server.address, "--run", "long"],
-                                  stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, digits.__file__, "--data", DIGITS, "--server", self.server.address, "--run", "long"]
+        worker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self.addCleanup(worker.stdout.close)
         self.client.start("long")
         for event in self.client.watch("long"):
@@ -293,7 +304,8 @@ class ServerTest(unittest.TestCase):
 
     def test_a_connection_does_not_survive_a_fork(self):
         self.client.list()
-        with mock.patch("os.getpid", return_value=os.getpid() + 1), self.assertRaisesRegex(hfopt.Error, "was forked from it"):
+        with mock.patch("os.getpid", return_value=os.getpid() + 1), \
+                self.assertRaisesRegex(hfopt.Error, "was forked from it"):
             self.client.list()
 
 

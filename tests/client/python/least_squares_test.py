@@ -76,16 +76,20 @@ class LeastSquaresTest(unittest.TestCase):
         names = {}
         with contextlib.redirect_stdout(io.StringIO()) as out:
             exec(program, names)
-        self.assertRegex(out.getvalue(), r"<hfopt.Result: converged \(gradient norm .* <= 1e-08\); .*> \[2.49998826 1.30097811\]")
+        self.assertRegex(out.getvalue(),
+                         r"<hfopt.Result: converged \(gradient norm .* <= 1e-08\); .*> \[2.49998826 1.30097811\]")
         self.assertIn("[2.49998826 1.30097811]", program)
 
     def test_says_what_is_wrong(self):
         def fun(x):
             return x[:2] * 2
 
-        for jac, error, message in ((None, TypeError, "least_squares needs jac"), ("3-point", ValueError, "jac is \"3-point\"; allowed"),
-                                    (lambda x: np.eye(2), hfopt.Error, r"jac answered the shape \(2, 2\); 2 residuals of 3 parameters need"),
-                                    ((lambda x, v: v, lambda x, u: u), hfopt.Error, r"vjp answered the shape \(2,\); it must be \(3,\)")):
+        for jac, error, message in (
+            (None, TypeError, "least_squares needs jac"),
+            ("3-point", ValueError, "jac is \"3-point\"; allowed"),
+            (lambda x: np.eye(2), hfopt.Error, r"jac answered the shape \(2, 2\); 2 residuals of 3 parameters need"),
+            ((lambda x, v: v, lambda x, u: u), hfopt.Error, r"vjp answered the shape \(2,\); it must be \(3,\)"),
+        ):
             with self.subTest(message), self.assertRaisesRegex(error, message):
                 hfopt.least_squares(fun, np.zeros(3), jac)
         with self.assertRaisesRegex(ValueError, r"fun answered the shape \(2, 2\)"):
@@ -101,7 +105,8 @@ class FunctionsTest(unittest.TestCase):
             lambda x: np.sum(np.logaddexp(A @ x - b, b - A @ x) - np.log(2)), lambda x: A.T @ np.tanh(A @ x - b),
             lambda x, v: A.T @ ((1 - np.tanh(A @ x - b)**2) * (A @ v)), x0=np.zeros(12))
         hfopt.check(model).raise_if_failed()
-        result = hfopt.fit(model, preset="deterministic", options={"stop.gradient_tolerance": 1e-8}, max_iterations=100, progress=False)
+        result = hfopt.fit(model, preset="deterministic", options={"stop.gradient_tolerance": 1e-8}, max_iterations=100,
+                           progress=False)
         self.assertEqual(result.reason, "converged")
         # The least curvature is 1e-2, so the error at most 1e-6.
         np.testing.assert_allclose(result.parameters, np.arange(12), atol=1e-6)
@@ -131,8 +136,8 @@ class FunctionsTest(unittest.TestCase):
                                      element_types=("float32", "float64"))
         for dtype in "float32", "float64":
             hfopt.check(model, dtype=dtype).raise_if_failed()
-        result = hfopt.fit(model, shards=3, dtype="float64", options={"samples.initial_gradient_examples": 50}, max_iterations=30,
-                           progress=False)
+        result = hfopt.fit(model, shards=3, dtype="float64", options={"samples.initial_gradient_examples": 50},
+                           max_iterations=30, progress=False)
         np.testing.assert_allclose(result.parameters, w, atol=1e-6)
 
     def test_says_what_is_wrong(self):

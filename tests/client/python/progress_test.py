@@ -81,7 +81,8 @@ class ProgressTest(unittest.TestCase):
 
 
 class ParameterFileTest(unittest.TestCase):
-    @unittest.skipUnless(importlib.util.find_spec("safetensors"), "safetensors is not installed: its reading of our files is not tested")
+    @unittest.skipUnless(importlib.util.find_spec("safetensors"),
+                         "safetensors is not installed: its reading of our files is not tested")
     def test_others_read_our_files_and_we_theirs(self):
         import tempfile
 

@@ -357,10 +357,10 @@ class DataTest(unittest.TestCase):
     def test_shuffles_as_published(self):
         vectors = json.loads((SOURCE / "proto/testdata/shuffle.json").read_text())
         for case in vectors["shuffle"]:
-            self.assertEqual(_adapter.shuffled_indices(int(case["seed"]), case["n"]).tolist(), case["order"])
+            self.assertEqual(hfopt.shuffled_indices(int(case["seed"]), case["n"]).tolist(), case["order"])
         model, order = hfopt.torch.as_model(
             mlp(), losses.cross_entropy(), (self.X, self.Y), (self.X, self.Y)
-        ), _adapter.shuffled_indices(1, 9)
+        ), hfopt.shuffled_indices(1, 9)
         plain = hfopt.torch.as_model(mlp(), losses.cross_entropy(), (self.X, self.Y), (self.X, self.Y), shuffle=None)
         theta = plain.initial_parameters(1)
         for i in range(9):

@@ -19,8 +19,9 @@ def version(package):
         return -1
 
 
-@unittest.skipIf(version("setuptools") < 64 or version("wheel") < 0,
-                 "setuptools 64 or wheel is missing: the wheel is not tested (Debian: python3-setuptools, python3-wheel)")
+@unittest.skipIf(
+    version("setuptools") < 64 or version("wheel") < 0,
+    "setuptools 64 or wheel is missing: the wheel is not tested (Debian: python3-setuptools, python3-wheel)")
 class WheelTest(unittest.TestCase):
     def setUp(self):
         folder = tempfile.TemporaryDirectory()
@@ -30,10 +31,11 @@ class WheelTest(unittest.TestCase):
     def build(self, **environment):
         source = self.folder / "source"  # setuptools writes beside what it builds
         shutil.copytree(SOURCE / "proto/hfopt", source / "proto/hfopt")
-        shutil.copytree(SOURCE / "client/python", source / "client/python", ignore=shutil.ignore_patterns("build", "v1", "*.egg-info"))
+        ignore = shutil.ignore_patterns("build", "v1", "*.egg-info")
+        shutil.copytree(SOURCE / "client/python", source / "client/python", ignore=ignore)
         build = "import setuptools.build_meta as b, sys; b.build_wheel(sys.argv[1])"
-        built = subprocess.run([sys.executable, "-c", build, str(self.folder)], cwd=source / "client/python", capture_output=True, text=True,
-                               env={**os.environ, **environment})
+        built = subprocess.run([sys.executable, "-c", build, str(self.folder)], cwd=source / "client/python",
+                               capture_output=True, text=True, env={**os.environ, **environment})
         self.assertEqual(built.returncode, 0, built.stderr)
         wheel, = self.folder.glob("*.whl")
         return wheel
@@ -45,7 +47,11 @@ class WheelTest(unittest.TestCase):
             names = {name for name in archive.namelist() if ".dist-info/" not in name}
             archive.extractall(self.folder / "installed")
         modules = {f"hfopt/{path.name}" for path in (SOURCE / "client/python/hfopt").glob("*.py")}
-        messages = {f"hfopt/v1/{path.stem}_{kind}.py" for path in (SOURCE / "proto/hfopt/v1").glob("*.proto") for kind in ("pb2", "pb2_grpc")}
+        messages = {
+            f"hfopt/v1/{path.stem}_{kind}.py"
+            for path in (SOURCE / "proto/hfopt/v1").glob("*.proto")
+            for kind in ("pb2", "pb2_grpc")
+        }
         self.assertEqual(names, modules | messages | {"hfopt/py.typed"})
 
         program = ("import hfopt, numpy; print(hfopt.__file__); "
@@ -67,7 +73,8 @@ class WheelTest(unittest.TestCase):
         program = "import hfopt"
         ran = subprocess.run([sys.executable, "-c", program], cwd=self.folder, capture_output=True, text=True,
                              env={**os.environ, "PYTHONPATH": str(SOURCE / "client/python")})
-        self.assertIn("hfopt's messages have not been generated. From source: build the target hfopt_python_stubs", ran.stderr)
+        self.assertIn("hfopt's messages have not been generated. From source: build the target hfopt_python_stubs",
+                      ran.stderr)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,8 @@ class Server(evaluation_service_pb2_grpc.EvaluationServiceServicer):
 
 
 def welcome(element_type=vector_pb2.ELEMENT_TYPE_FLOAT64, lease=60):
-    return SessionResponse(welcome=Welcome(protocol_version=1, element_type=element_type, shards=2, lease_seconds=lease))
+    return SessionResponse(
+        welcome=Welcome(protocol_version=1, element_type=element_type, shards=2, lease_seconds=lease))
 
 
 def vector(name, values, chunk=4096):
@@ -50,7 +51,8 @@ def vector(name, values, chunk=4096):
     yield SessionResponse(vector_header=vector_pb2.VectorHeader(
         transfer=5, name=name, size=len(values), element_type=vector_pb2.ELEMENT_TYPE_FLOAT64))
     for offset in range(0, len(data), chunk):
-        yield SessionResponse(vector_chunk=vector_pb2.VectorChunk(transfer=5, offset=offset, data=data[offset:offset + chunk]))
+        part = vector_pb2.VectorChunk(transfer=5, offset=offset, data=data[offset:offset + chunk])
+        yield SessionResponse(vector_chunk=part)
 
 
 def request(id, count=20, **kind):
@@ -146,11 +148,18 @@ class WorkerTest(unittest.TestCase):
             next(messages)
             yield welcome()
             yield from vector(b"theta", self.theta)
-            yield request(1, count=701, losses=evaluation_pb2.LossesRequest(points=[evaluation_pb2.Point(base=b"theta")]))
+            yield request(1, count=701,
+                          losses=evaluation_pb2.LossesRequest(points=[evaluation_pb2.Point(base=b"theta")]))
             answer, _ = read_answer(messages)
-            self.assertIn("losses on training shard 1 of 2: ValueError: slice: window of 701 from 690 does not fit into shard 1 of 2, "
-                          "which has 700 of the 1400 examples", answer.failure.message)
+            self.assertIn(
+                "losses on training shard 1 of 2: ValueError: slice: window of 701 from 690 does not fit into shard 1 "
+                "of 2, which has 700 of the 1400 examples", answer.failure.message)
             self.assertEqual(answer.failure.code, grpc.StatusCode.INTERNAL.value[0])
+            losses = evaluation_pb2.LossesRequest(points=[evaluation_pb2.Point(base=b"theta")])
+            window = evaluation_pb2.Slice(shards=2, count=3)
+            yield SessionResponse(evaluation=evaluation_pb2.EvaluationRequest(id=2, slice=window, losses=losses))
+            answer, _ = read_answer(messages)
+            self.assertIn("slice.data_set: 0 is neither TRAINING (1) nor HELD_OUT (2)", answer.failure.message)
             yield SessionResponse(finished=Finished(reason="CANCELLED"))
 
         self.serve(script)
@@ -210,7 +219,8 @@ class WorkerTest(unittest.TestCase):
             raise Abort(grpc.StatusCode.INVALID_ARGUMENT, "num_parameters: 2410, but the run has 4")
             yield
 
-        with self.assertRaisesRegex(hfopt.Error, "run digits at unix:.*: num_parameters: 2410, but the run has 4") as refusal:
+        with self.assertRaisesRegex(hfopt.Error,
+                                    "run digits at unix:.*: num_parameters: 2410, but the run has 4") as refusal:
             self.serve(script)
         self.assertEqual(refusal.exception.code, "INVALID_ARGUMENT")
 
@@ -286,6 +296,7 @@ class WorkerTest(unittest.TestCase):
                 return loss, 2 * weight, *gradients
 
         self.worker = hfopt.Worker(Frames(), "digits", "py-1")
+        product = evaluation_pb2.ProductRequest(point=evaluation_pb2.Point(base=b"theta"), direction=b"v")
 
         def script(messages):
             self.assertFalse(next(messages).hello.initial_parameters)
@@ -293,11 +304,11 @@ class WorkerTest(unittest.TestCase):
             yield from vector(b"theta", self.theta)
             yield from vector(b"v", self.v)
             for id, count in (1, 10), (2, 12), (3, 12):
-                yield request(id, count, product=evaluation_pb2.ProductRequest(point=evaluation_pb2.Point(base=b"theta"), direction=b"v"))
+                yield request(id, count, product=product)
                 self.assertEqual(read_answer(messages)[0].product.weight, 2 * count)
             yield request(4, 9, gradient=evaluation_pb2.GradientRequest(point=evaluation_pb2.Point(base=b"theta")))
             self.assertEqual(read_answer(messages)[0].gradient.weight, 18)
-            yield request(5, 9, product=evaluation_pb2.ProductRequest(point=evaluation_pb2.Point(base=b"theta"), direction=b"v"))
+            yield request(5, 9, product=product)
             self.assertEqual(read_answer(messages)[0].product.weight, 18)
             yield SessionResponse(finished=Finished(reason="CONVERGED"))
 
@@ -305,13 +316,15 @@ class WorkerTest(unittest.TestCase):
         self.assertEqual(self.worker.model.losses, 2)  # once for each slice of which no gradient was asked
 
     def test_dials_again_when_the_server_breaks_the_protocol(self):
+        theta = list(vector(b"theta", self.theta))
         offences = {
             "no welcome first": [SessionResponse(finished=Finished())],
-            "a chunk beyond the end": [welcome(), *list(vector(b"theta", self.theta))[:1], chunk_at(8 * len(self.theta) - 4, 8)],
-            "an overlap": [welcome(), *list(vector(b"theta", self.theta))[:2], chunk_at(4090, 16)],
+            "a chunk beyond the end": [welcome(), theta[0], chunk_at(8 * len(self.theta) - 4, 8)],
+            "an overlap": [welcome(), theta[0], theta[1], chunk_at(4090, 16)],
             "an unknown transfer": [welcome(), chunk_at(0, 8)],
             "another size": [welcome(), *list(vector(b"theta", self.theta[1:]))[:1]],
-            "a vector that is not here": [welcome(), request(1, product=evaluation_pb2.ProductRequest(point=POINT, direction=b"v"))],
+            "a vector that is not here": [
+                welcome(), request(1, product=evaluation_pb2.ProductRequest(point=POINT, direction=b"v"))],
             "a slot without shared memory": [welcome(), SessionResponse(vector_header=vector_pb2.VectorHeader(
                 transfer=1, name=b"v", size=2410, element_type=vector_pb2.ELEMENT_TYPE_FLOAT64, slot=1))]}
         log = []
@@ -337,15 +350,13 @@ class WorkerTest(unittest.TestCase):
         self.assertEqual(len(told), len(offences), told)
 
     def test_says_what_is_wrong(self):
-        for arguments, message in (({"run": "A b"}, "run: 'A b' is not 1 to 63 of"), ({"worker_id": ""}, None), ({"worker_id": "x_y"}, "worker_id: 'x_y'")):
-            with self.subTest(arguments):
-                if message is None:
-                    self.assertRegex(hfopt.Worker(self.model, "digits", "").worker_id, f"-{os.getpid()}$")
-                    continue
-                with self.assertRaisesRegex(ValueError, message):
-                    hfopt.Worker(self.model, **{"run": "digits", **arguments})
+        self.assertRegex(hfopt.Worker(self.model, "digits").worker_id, f"^[a-z0-9-]+-{os.getpid()}$")
+        for name, value in ("run", "A b"), ("run", ""), ("worker_id", "x_y"), ("worker_id", "x" * 64):
+            with self.subTest(value), self.assertRaisesRegex(ValueError, f"{name}: '{value}' is not 1 to 63 of"):
+                hfopt.Worker(self.model, **{"run": "digits", name: value})
         self.model.num_examples = (1400, 0)
-        with self.assertRaisesRegex(ValueError, "2410 parameters, 1400 training examples and 0 held-out examples; it needs some"):
+        with self.assertRaisesRegex(ValueError,
+                                    "2410 parameters, 1400 training examples and 0 held-out examples; it needs some"):
             hfopt.Worker(self.model, "digits")
 
     def test_gives_up_after_a_while(self):
