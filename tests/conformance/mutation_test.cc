@@ -276,9 +276,7 @@ class AWorkerWithALongEvaluation : public AWorkerThat {};
 
 TEST_P(AWorkerWithALongEvaluation, IsCaughtAndNamed) {
   const std::string expected = GetParam().caught_by;
-  const auto slow = [] {
-    return MakeMlp<double>({.layers = {40, 200, 10}, .activations = {models::Activation::kTanh}});
-  };
+  const auto slow = [] { return MakeSlowClassifier(); };
   const auto outcomes = Conform(Plain(GetParam().misconduct, slow), {expected}, absl::Seconds(6));
   EXPECT_EQ(outcomes.at(expected).verdict, Verdict::kFailed) << outcomes.at(expected).detail;
 }

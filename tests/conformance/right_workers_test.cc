@@ -81,10 +81,7 @@ TEST(RightWorkers, AreAtLeastTwenty) { EXPECT_GE(RightWorkers().size(), 20u); }
 
 // The SDK's worker, in all cases.
 TEST(RightWorkers, TheSdkKeepsTheProtocol) {
-  const auto outcomes = Conform(ServiceOf<double>([] {
-                                  return MakeMlp<double>({{40, 200, 10}, {Activation::kTanh}});
-                                }),
-                                {});
+  const auto outcomes = Conform(ServiceOf<double>(MakeSlowClassifier), {});
   EXPECT_EQ(Print(outcomes, Verdict::kFailed), "");
   EXPECT_EQ(Print(outcomes, Verdict::kSkipped),
             absl::StrCat("hello/float32: ", outcomes.at("hello/float32").detail, "\n"));

@@ -54,12 +54,18 @@ class RandomSource final : public models::DataSource<Scalar> {
 };
 
 template <typename Scalar>
-std::unique_ptr<client::Model<Scalar>> MakeMlp(models::MlpOptions options) {
+std::unique_ptr<client::Model<Scalar>> MakeMlp(models::MlpOptions options, int64_t training = 61) {
   const int64_t inputs = options.layers.front(), outputs = options.layers.back();
   const bool labels = options.loss == models::MlpLoss::kSoftmaxCrossEntropy;
-  return models::Mlp<Scalar>::Create(std::move(options), std::make_shared<RandomSource<Scalar>>(
-                                                             inputs, labels ? outputs : 0, labels ? 0 : outputs))
+  return models::Mlp<Scalar>::Create(
+             std::move(options),
+             std::make_shared<RandomSource<Scalar>>(inputs, labels ? outputs : 0, labels ? 0 : outputs, training))
       .value();
+}
+
+// Slow enough for an evaluation that outlasts a lease: examples are made when they are asked for.
+inline std::unique_ptr<client::Model<double>> MakeSlowClassifier() {
+  return MakeMlp<double>({.layers = {40, 200, 10}, .activations = {models::Activation::kTanh}}, 6000);
 }
 
 // 92 parameters, softmax cross-entropy with a regulariser.
