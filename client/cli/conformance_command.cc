@@ -1,5 +1,5 @@
-// hfopt conformance: does a worker, in whatever language, keep the protocol and compute what it should? Takes the place of a server, and
-// says what a well-behaved server rarely says.
+// hfopt conformance: does a worker, in whatever language, keep the protocol and compute what it should? Takes the place
+// of a server, and says what a well-behaved server rarely says.
 
 #include <algorithm>
 #include <iostream>
@@ -67,7 +67,8 @@ void List(const std::vector<Case>& cases, OutputFormat format) {
 }
 
 size_t Count(const std::vector<CaseResult>& results, Verdict verdict) {
-  return std::count_if(results.begin(), results.end(), [&](const CaseResult& r) { return r.outcome.verdict == verdict; });
+  return std::count_if(results.begin(), results.end(),
+                       [&](const CaseResult& r) { return r.outcome.verdict == verdict; });
 }
 
 void PrintJson(const std::vector<CaseResult>& results) {
@@ -81,8 +82,8 @@ void PrintJson(const std::vector<CaseResult>& results) {
                      {"meaning", r.tested.meaning},
                      {"seconds", absl::ToDoubleSeconds(r.time)}});
   }
-  std::cout << nlohmann::ordered_json{{"passed", Count(results, Verdict::kFailed) == 0}, {"cases", std::move(cases)}}.dump(
-                   1, ' ', false, nlohmann::ordered_json::error_handler_t::replace)
+  std::cout << nlohmann::ordered_json{{"passed", Count(results, Verdict::kFailed) == 0}, {"cases", std::move(cases)}}
+                   .dump(1, ' ', false, nlohmann::ordered_json::error_handler_t::replace)
             << "\n";
 }
 
@@ -123,13 +124,16 @@ absl::Status Conformance(const ConformanceFlags& flags, const Context& context) 
   const auto has_address = [](const std::string& argument) { return absl::StrContains(argument, "{address}"); };
   if (!flags.command.empty() && std::none_of(flags.command.begin(), flags.command.end(), has_address)) {
     return absl::InvalidArgumentError(
-        "the command has no {address}; write {address}, {run} and {worker} where the worker's options have the server's "
+        "the command has no {address}; write {address}, {run} and {worker} where the worker's options have the "
+        "server's "
         "address, the run's id and the worker's id");
   }
   HFOPT_ASSIGN_OR_RETURN(conformance::LabOptions options, MakeLabOptions(flags));
 
   const StopOnSignal signals;
-  const std::string listen = !flags.listen.empty() ? flags.listen : flags.command.empty() ? "127.0.0.1:7448" : "127.0.0.1:0";
+  const std::string listen = !flags.listen.empty()   ? flags.listen
+                             : flags.command.empty() ? "127.0.0.1:7448"
+                                                     : "127.0.0.1:0";
   HFOPT_ASSIGN_OR_RETURN(const auto server, conformance::WireServer::Listen(listen, flags.run_id));
   std::unique_ptr<conformance::WorkerUnderTest> worker;
   if (flags.command.empty()) {
@@ -164,27 +168,32 @@ absl::Status Conformance(const ConformanceFlags& flags, const Context& context) 
 
 void AddConformanceCommand(CLI::App& app, Context& context) {
   auto flags = std::make_shared<ConformanceFlags>();
-  CLI::App& command = AddCommand(
-      app, context, "conformance",
-      "Hold a worker against the protocol and the mathematics: plays the server to it, also a rude one. (hfopt check looks at "
-      "the derivatives of a worker alone, as a server would ask for them)",
-      [&context, flags] { return Conformance(*flags, context); });
+  CLI::App& command = AddCommand(app, context, "conformance",
+                                 "Hold a worker against the protocol and the mathematics: plays the server to it, also "
+                                 "a rude one. (hfopt check looks at "
+                                 "the derivatives of a worker alone, as a server would ask for them)",
+                                 [&context, flags] { return Conformance(*flags, context); });
   command
       .add_option("command", flags->command,
-                  "Starts the worker, after --; {address}, {run} and {worker} in it are replaced. The worker is started anew where a "
+                  "Starts the worker, after --; {address}, {run} and {worker} in it are replaced. The worker is "
+                  "started anew where a "
                   "case needs it. Without a command somebody else has to start it")
       ->type_name("COMMAND");
-  command.add_option("--listen", flags->listen,
-                     "Address the worker is to dial, HOST:PORT (port 0: chosen by the system) or unix:PATH; by default "
-                     "127.0.0.1:7448, or a port of the system's choice with a command")
+  command
+      .add_option("--listen", flags->listen,
+                  "Address the worker is to dial, HOST:PORT (port 0: chosen by the system) or unix:PATH; by default "
+                  "127.0.0.1:7448, or a port of the system's choice with a command")
       ->type_name("ADDRESS");
   command.add_option("--run", flags->run_id, "Run the worker is to join")->type_name("ID")->capture_default_str();
   command.add_flag("--list", flags->list, "Only say what the cases are");
-  command.add_option("--only", flags->only, "Only cases with this in their name; * stands for anything. Can be given again")
+  command
+      .add_option("--only", flags->only,
+                  "Only cases with this in their name; * stands for anything. Can be given again")
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
       ->allow_extra_args(false)
       ->type_name("PATTERN");
-  command.add_option("--element-type", flags->element_type, "Number format; by default float64 where the worker offers it")
+  command
+      .add_option("--element-type", flags->element_type, "Number format; by default float64 where the worker offers it")
       ->check(CLI::IsMember({"float32", "float64"}).description(""))
       ->type_name("float32|float64");
   command.add_option("--samples", flags->samples, "Training examples of a window, at most")

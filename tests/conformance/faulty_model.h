@@ -16,7 +16,8 @@ using client::LossSum;
 using Theta = client::ConstVectorRef<double>;
 using Result = client::VectorRef<double>;
 
-// What is wrong with a model. Each hook may change a right answer, or what is asked; those that are not set change nothing.
+// What is wrong with a model. Each hook may change a right answer, or what is asked; those that are not set change
+// nothing.
 struct Mistake {
   std::function<void(Examples&)> examples;
   std::function<Examples(const Examples&)> second_moment_examples;
@@ -25,7 +26,9 @@ struct Mistake {
   std::function<void(LossSum&)> gradient_loss;
   // The gradient, or a product, with all that a mistake may need.
   std::function<void(const Theta& theta, const LossSum& loss, Result gradient)> gradient;
-  std::function<void(client::Model<double>& model, const Theta& theta, const Examples& examples, const Theta& v, Result product)> product;
+  std::function<void(client::Model<double>& model, const Theta& theta, const Examples& examples, const Theta& v,
+                     Result product)>
+      product;
   std::function<void(Result second_moment)> second_moment;
   std::function<void(client::Vector<double>&)> initial_parameters;
   std::function<double(double)> product_weight;
@@ -34,7 +37,8 @@ struct Mistake {
 // A right model with a mistake.
 class FaultyModel final : public client::Model<double> {
  public:
-  FaultyModel(std::unique_ptr<client::Model<double>> right, Mistake mistake) : right_(std::move(right)), mistake_(std::move(mistake)) {}
+  FaultyModel(std::unique_ptr<client::Model<double>> right, Mistake mistake)
+      : right_(std::move(right)), mistake_(std::move(mistake)) {}
 
   int64_t num_parameters() const override { return right_->num_parameters(); }
   int64_t num_examples(client::DataSet data) const override { return right_->num_examples(data); }
@@ -55,7 +59,8 @@ class FaultyModel final : public client::Model<double> {
     if (mistake_.gradient_loss) mistake_.gradient_loss(*sum);
     return sum;
   }
-  absl::StatusOr<std::unique_ptr<client::Linearization<double>>> Linearize(const Theta& theta, const Examples& examples) override {
+  absl::StatusOr<std::unique_ptr<client::Linearization<double>>> Linearize(const Theta& theta,
+                                                                           const Examples& examples) override {
     const client::Vector<double> point = mistake_.product_theta ? mistake_.product_theta(theta) : Moved(theta);
     auto right = right_->Linearize(point, Changed(examples));
     if (!right.ok()) return right.status();
@@ -75,11 +80,13 @@ class FaultyModel final : public client::Model<double> {
  private:
   class Faulty final : public client::Linearization<double> {
    public:
-    Faulty(FaultyModel& model, client::Vector<double> theta, Examples examples, std::unique_ptr<client::Linearization<double>> right)
+    Faulty(FaultyModel& model, client::Vector<double> theta, Examples examples,
+           std::unique_ptr<client::Linearization<double>> right)
         : model_(model), theta_(std::move(theta)), examples_(std::move(examples)), right_(std::move(right)) {}
     absl::Status GaussNewtonProduct(const Theta& v, Result product) override {
       const absl::Status status = right_->GaussNewtonProduct(v, product);
-      if (status.ok() && model_.mistake_.product) model_.mistake_.product(*model_.right_, theta_, examples_, v, product);
+      if (status.ok() && model_.mistake_.product)
+        model_.mistake_.product(*model_.right_, theta_, examples_, v, product);
       return status;
     }
     double weight() const override {
@@ -93,7 +100,9 @@ class FaultyModel final : public client::Model<double> {
     const std::unique_ptr<client::Linearization<double>> right_;
   };
 
-  client::Vector<double> Moved(const Theta& theta) const { return mistake_.theta ? mistake_.theta(theta) : client::Vector<double>(theta); }
+  client::Vector<double> Moved(const Theta& theta) const {
+    return mistake_.theta ? mistake_.theta(theta) : client::Vector<double>(theta);
+  }
   Examples Changed(const Examples& examples) const {
     Examples changed = examples;
     if (mistake_.examples) mistake_.examples(changed);

@@ -25,7 +25,8 @@ struct ModelMistake {
 };
 
 // The gradient as a function, for mistakes that differentiate it.
-client::Vector<double> GradientAt(client::Model<double>& model, const client::Vector<double>& theta, const Examples& examples) {
+client::Vector<double> GradientAt(client::Model<double>& model, const client::Vector<double>& theta,
+                                  const Examples& examples) {
   client::Vector<double> gradient(theta.size());
   EXPECT_TRUE(model.Gradient(theta, examples, gradient).ok());
   return gradient;
@@ -40,7 +41,9 @@ client::Vector<double> Halves(const client::Vector<double>& v) {  // what float1
 }
 
 std::vector<ModelMistake> ModelMistakes() {
-  const auto scale_gradient = [](double factor) { return [factor](const Theta&, const LossSum&, Result g) { g *= factor; }; };
+  const auto scale_gradient = [](double factor) {
+    return [factor](const Theta&, const LossSum&, Result g) { g *= factor; };
+  };
   const auto scale_product = [](double factor) {
     return [factor](client::Model<double>&, const Theta&, const Examples&, const Theta&, Result p) { p *= factor; };
   };
@@ -50,38 +53,56 @@ std::vector<ModelMistake> ModelMistakes() {
   return {
       {"GradientOffByAFactor", "gradient/differences", {.gradient = scale_gradient(2)}},
       {"GradientOffByAPercent", "gradient/differences", {.gradient = scale_gradient(1.01)}},
-      {"GradientOfAMean", "windows/parts-make-the-whole", {.gradient = [](const Theta&, const LossSum& l, Result g) { g /= l.weight; }}},
-      {"GradientWithoutRegulariser", "gradient/differences",
+      {"GradientOfAMean",
+       "windows/parts-make-the-whole",
+       {.gradient = [](const Theta&, const LossSum& l, Result g) { g /= l.weight; }}},
+      {"GradientWithoutRegulariser",
+       "gradient/differences",
        {.gradient = [](const Theta& t, const LossSum& l, Result g) { g -= kL2 * l.weight * t; }}},
       {"GradientWithAWrongSign", "gradient/differences", {.gradient = scale_gradient(-1)}},
-      {"GradientOfOneBiasMissing", "gradient/differences", {.gradient = [](const Theta&, const LossSum&, Result g) { g[kN - 1] = 0; }}},
-      {"GradientOffsetByOne", "gradient/differences",
-       {.gradient = [](const Theta&, const LossSum&, Result g) {
-          const client::Vector<double> moved = g;
-          for (int64_t i = 0; i < g.size(); ++i) g[i] = moved[(i + 1) % g.size()];
-        }}},
-      {"GradientOfATransposedLayer", "gradient/differences",
-       {.gradient = [](const Theta&, const LossSum&, Result g) {
-          Eigen::MatrixXd w = Eigen::Map<Eigen::MatrixXd>(g.data(), 8, 6);
-          Eigen::Map<Eigen::MatrixXd>(g.data(), 6, 8) = w.transpose();
-        }}},
+      {"GradientOfOneBiasMissing",
+       "gradient/differences",
+       {.gradient = [](const Theta&, const LossSum&, Result g) { g[kN - 1] = 0; }}},
+      {"GradientOffsetByOne",
+       "gradient/differences",
+       {.gradient =
+            [](const Theta&, const LossSum&, Result g) {
+              const client::Vector<double> moved = g;
+              for (int64_t i = 0; i < g.size(); ++i) g[i] = moved[(i + 1) % g.size()];
+            }}},
+      {"GradientOfATransposedLayer",
+       "gradient/differences",
+       {.gradient =
+            [](const Theta&, const LossSum&, Result g) {
+              Eigen::MatrixXd w = Eigen::Map<Eigen::MatrixXd>(g.data(), 8, 6);
+              Eigen::Map<Eigen::MatrixXd>(g.data(), 6, 8) = w.transpose();
+            }}},
       {"LossIsAMean", "windows/parts-make-the-whole", {.loss = [](LossSum& l) { l.loss /= l.weight; }}},
-      {"WeightIsOne", "windows/parts-make-the-whole", {.loss = [](LossSum& l) { l.weight = 1; }, .product_weight = [](double) { return 1.; }}},
+      {"WeightIsOne",
+       "windows/parts-make-the-whole",
+       {.loss = [](LossSum& l) { l.weight = 1; }, .product_weight = [](double) { return 1.; }}},
       {"WeightOfProductsIsAnother", "windows/parts-make-the-whole", {.product_weight = [](double w) { return w + 1; }}},
       {"LossBesideTheGradientIsAnother", "gradient/loss", {.gradient_loss = [](LossSum& l) { l.loss *= 1.001; }}},
-      {"LossInFloat16", "gradient/differences",
+      {"LossInFloat16",
+       "gradient/differences",
        {.loss = [](LossSum& l) { l.loss = Halves(client::Vector<double>::Constant(1, l.loss))[0]; }}},
-      {"GradientInFloat32", "gradient/precision",
+      {"GradientInFloat32",
+       "gradient/precision",
        {.gradient = [](const Theta&, const LossSum&, Result g) { g = g.cast<float>().cast<double>().eval(); }}},
       {"ProductOffByAFactor", "product/against-the-loss", {.product = scale_product(0.5)}},
       {"ProductTwiceAsLarge", "product/against-the-loss", {.product = scale_product(2)}},
       {"ProductOffByAPercent", "product/against-the-loss", {.product = scale_product(1.01)}},
       {"ProductWithAWrongSign", "product/semidefinite", {.product = scale_product(-1)}},
-      {"ProductOfAMean", "windows/parts-make-the-whole",
-       {.product = [](client::Model<double>&, const Theta&, const Examples& e, const Theta&, Result p) { p /= e.size(); }}},
-      {"ProductWithoutRegulariser", "product/against-the-loss",
-       {.product = [](client::Model<double>&, const Theta&, const Examples& e, const Theta& v, Result p) { p -= kL2 * e.size() * v; }}},
-      {"ProductOfTheHessian", "product/semidefinite",
+      {"ProductOfAMean",
+       "windows/parts-make-the-whole",
+       {.product = [](client::Model<double>&, const Theta&, const Examples& e, const Theta&,
+                      Result p) { p /= e.size(); }}},
+      {"ProductWithoutRegulariser",
+       "product/against-the-loss",
+       {.product = [](client::Model<double>&, const Theta&, const Examples& e, const Theta& v,
+                      Result p) { p -= kL2 * e.size() * v; }}},
+      {"ProductOfTheHessian",
+       "product/semidefinite",
        {.product =
             [](client::Model<double>& m, const Theta& t, const Examples& e, const Theta& v, Result p) {
               if (v.isZero(0)) return;
@@ -89,33 +110,44 @@ std::vector<ModelMistake> ModelMistakes() {
               const client::Vector<double> theta = t, d = h * v;
               // Of fourth order, so that it passes for linear.
               p = (8 * (GradientAt(m, theta + d, e) - GradientAt(m, theta - d, e)) -
-                   (GradientAt(m, theta + 2 * d, e) - GradientAt(m, theta - 2 * d, e))) / (12 * h);
+                   (GradientAt(m, theta + 2 * d, e) - GradientAt(m, theta - 2 * d, e))) /
+                  (12 * h);
             }}},
-      {"ProductWithoutTheHessianOfTheLoss", "product/against-the-loss",
+      {"ProductWithoutTheHessianOfTheLoss",
+       "product/against-the-loss",
        {.product =
             [](client::Model<double>&, const Theta& t, const Examples& e, const Theta& v, Result p) {
               // J'J: that of the same network with squared errors.
-              const auto squared = MakeMlp<double>(
-                  {.layers = {6, 8, 4}, .activations = {models::Activation::kTanh}, .loss = models::MlpLoss::kSquaredError, .l2 = kL2});
+              const auto squared = MakeMlp<double>({.layers = {6, 8, 4},
+                                                    .activations = {models::Activation::kTanh},
+                                                    .loss = models::MlpLoss::kSquaredError,
+                                                    .l2 = kL2});
               EXPECT_TRUE((*squared->Linearize(t, e))->GaussNewtonProduct(v, p).ok());
             }}},
-      {"ProductByForwardDifference", "product/linear",
+      {"ProductByForwardDifference",
+       "product/linear",
        {.product =
             [](client::Model<double>& m, const Theta& t, const Examples& e, const Theta& v, Result p) {
               const client::Vector<double> theta = t, d = 1e-6 * v;
               p = (GradientAt(m, theta + d, e) - GradientAt(m, theta, e)) / 1e-6;
             }}},
-      {"ProductOfATransposedLayer", "product/symmetric",
+      {"ProductOfATransposedLayer",
+       "product/symmetric",
        {.product =
             [](client::Model<double>&, const Theta&, const Examples&, const Theta&, Result p) {
               const Eigen::MatrixXd w = Eigen::Map<Eigen::MatrixXd>(p.data(), 8, 6);
               Eigen::Map<Eigen::MatrixXd>(p.data(), 6, 8) = w.transpose();
             }}},
-      {"ProductOverflows", "product/linear",
-       {.product = [](client::Model<double>&, const Theta&, const Examples&, const Theta&, Result p) { p = p.cwiseMin(65504.).cwiseMax(-65504.).eval(); }}},
-      {"ProductDependsOnEarlierOnes", "determinism/twice",
-       {.product = [calls](client::Model<double>&, const Theta&, const Examples&, const Theta&, Result p) { p *= 1 + 1e-13 * ++*calls; }}},
-      {"ProductAtTheFirstPoint", "requests/resident-points",
+      {"ProductOverflows",
+       "product/linear",
+       {.product = [](client::Model<double>&, const Theta&, const Examples&, const Theta&,
+                      Result p) { p = p.cwiseMin(65504.).cwiseMax(-65504.).eval(); }}},
+      {"ProductDependsOnEarlierOnes",
+       "determinism/twice",
+       {.product = [calls](client::Model<double>&, const Theta&, const Examples&, const Theta&,
+                           Result p) { p *= 1 + 1e-13 * ++*calls; }}},
+      {"ProductAtTheFirstPoint",
+       "requests/resident-points",
        {.product_theta =
             [last_theta](const Theta& t) {
               if (last_theta->size() == 0) *last_theta = t;
@@ -123,29 +155,37 @@ std::vector<ModelMistake> ModelMistakes() {
               *last_theta = t;
               return stale;
             }}},
-      {"Dropout", "determinism/twice",
+      {"Dropout",
+       "determinism/twice",
        {.theta =
             [noise](const Theta& t) {
               client::Vector<double> dropped = t;
               for (int i = 0; i < 5; ++i) dropped[(*noise)() % dropped.size()] = 0;
               return dropped;
             }}},
-      {"TheLastExampleIsLeftOut", "windows/parts-make-the-whole",
+      {"TheLastExampleIsLeftOut",
+       "windows/parts-make-the-whole",
        {.examples =
             [](Examples& e) {
               if (e.size() > 1) --e.ranges.back().end;
             }}},
-      {"WindowsWrapToTheDataBegin", "windows/wrap",
+      {"WindowsWrapToTheDataBegin",
+       "windows/wrap",
        {.examples =
             [](Examples& e) {
               if (e.ranges.size() == 2) e.ranges[1] = {0, e.ranges[1].end - e.ranges[1].begin};
             }}},
-      {"WindowsDoNotWrap", "windows/wrap", {.examples = [](Examples& e) { e.ranges.resize(std::min<size_t>(1, e.ranges.size())); }}},
+      {"WindowsDoNotWrap",
+       "windows/wrap",
+       {.examples = [](Examples& e) { e.ranges.resize(std::min<size_t>(1, e.ranges.size())); }}},
       {"HeldOutIsTraining", "windows/held-out", {.examples = [](Examples& e) { e.data = client::DataSet::kTraining; }}},
       {"SecondMomentOfTheSum", "gradient/second-moment", {.second_moment = [](Result m) { m = m.cwiseAbs2().eval(); }}},
       {"SecondMomentIsNegative", "gradient/second-moment", {.second_moment = [](Result m) { m[3] = -m[3]; }}},
-      {"InitialParametersChange", "gradient/initial-parameters", {.initial_parameters = [noise](client::Vector<double>& t) { t[0] = (*noise)() * 1e-9; }}},
-      {"MetricsAreMeans", "windows/parts-make-the-whole",
+      {"InitialParametersChange",
+       "gradient/initial-parameters",
+       {.initial_parameters = [noise](client::Vector<double>& t) { t[0] = (*noise)() * 1e-9; }}},
+      {"MetricsAreMeans",
+       "windows/parts-make-the-whole",
        {.loss =
             [](LossSum& l) {
               for (auto& [name, sum] : l.metrics) sum /= l.weight;
@@ -157,12 +197,14 @@ class AModelWith : public ::testing::TestWithParam<ModelMistake> {};
 
 TEST_P(AModelWith, IsCaughtAndNamed) {
   const Mistake& mistake = GetParam().mistake;
-  const auto outcomes = Conform(
-      ServiceOf<double>([&]() -> std::unique_ptr<client::Model<double>> { return std::make_unique<FaultyModel>(MakeClassifier(kL2), mistake); }),
-      {"windows/", "gradient/", "product/", "determinism/twice", "requests/resident-points"});
+  const auto outcomes = Conform(ServiceOf<double>([&]() -> std::unique_ptr<client::Model<double>> {
+                                  return std::make_unique<FaultyModel>(MakeClassifier(kL2), mistake);
+                                }),
+                                {"windows/", "gradient/", "product/", "determinism/twice", "requests/resident-points"});
   ASSERT_TRUE(outcomes.contains(GetParam().caught_by));
   EXPECT_EQ(outcomes.at(GetParam().caught_by).verdict, Verdict::kFailed)
-      << outcomes.at(GetParam().caught_by).detail << "\nothers:\n" << Print(outcomes, Verdict::kFailed);
+      << outcomes.at(GetParam().caught_by).detail << "\nothers:\n"
+      << Print(outcomes, Verdict::kFailed);
   RecordProperty("detail", outcomes.at(GetParam().caught_by).detail);
 }
 
@@ -207,8 +249,10 @@ constexpr Offence kOffences[] = {
     {"SendsFloat32", Misconduct::kSendsFloat32, "gradient/loss"},
 };
 
-ThreadWorker::MakeService Plain(Misconduct misconduct, std::function<std::unique_ptr<client::Model<double>>()> make_model) {
-  return [=](const std::string& address, const std::string& run_id, const std::string& worker_id) -> std::unique_ptr<Service> {
+ThreadWorker::MakeService Plain(Misconduct misconduct,
+                                std::function<std::unique_ptr<client::Model<double>>()> make_model) {
+  return [=](const std::string& address, const std::string& run_id,
+             const std::string& worker_id) -> std::unique_ptr<Service> {
     return std::make_unique<PlainWorker>(make_model(), address, run_id, worker_id, misconduct);
   };
 }
@@ -217,20 +261,22 @@ class AWorkerThat : public ::testing::TestWithParam<Offence> {};
 
 TEST_P(AWorkerThat, IsCaughtAndNamed) {
   const std::string expected = GetParam().caught_by;
-  const auto outcomes = Conform(Plain(GetParam().misconduct, [] { return MakeClassifier(kL2); }), {expected}, absl::Seconds(3));
+  const auto outcomes =
+      Conform(Plain(GetParam().misconduct, [] { return MakeClassifier(kL2); }), {expected}, absl::Seconds(3));
   ASSERT_TRUE(outcomes.contains(expected));
   EXPECT_EQ(outcomes.at(expected).verdict, Verdict::kFailed) << outcomes.at(expected).detail;
   RecordProperty("detail", outcomes.at(expected).detail);
 }
 
-INSTANTIATE_TEST_SUITE_P(Mutation, AWorkerThat, ::testing::ValuesIn(kOffences), [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(Mutation, AWorkerThat, ::testing::ValuesIn(kOffences),
+                         [](const auto& info) { return std::string(info.param.name); });
 
 // Those that show in long evaluations, or with long vectors, only.
 class AWorkerWithALongEvaluation : public AWorkerThat {};
 
 TEST_P(AWorkerWithALongEvaluation, IsCaughtAndNamed) {
   const std::string expected = GetParam().caught_by;
-  const auto slow = [] { return MakeMlp<double>({.layers = {40, 200, 10}, .activations = {models::Activation::kTanh}}); };
+  const auto slow = [] { return MakeSlowClassifier(); };
   const auto outcomes = Conform(Plain(GetParam().misconduct, slow), {expected}, absl::Seconds(6));
   EXPECT_EQ(outcomes.at(expected).verdict, Verdict::kFailed) << outcomes.at(expected).detail;
 }

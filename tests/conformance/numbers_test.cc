@@ -28,7 +28,8 @@ TEST(Extrapolate, FindsDerivativesToNearlyAllDigits) {
 }
 
 TEST(Extrapolate, KnowsThatARoughFunctionHasNoDerivative) {
-  const LineDerivatives line = Extrapolate(0.1, Along([](double t) { return std::round(1000 * std::exp(0.7123 * t)) / 1000; }, 0.1, 16));
+  const LineDerivatives line =
+      Extrapolate(0.1, Along([](double t) { return std::round(1000 * std::exp(0.7123 * t)) / 1000; }, 0.1, 16));
   EXPECT_GT(line.slope.error, 1e-4);
 }
 
@@ -47,7 +48,8 @@ TEST(LanczosExtremes, FindsBothEndsOfASpectrum) {
   for (int j = 0; j < n; ++j) random.col(j) = NormalVector(n, j + 1);
   const Eigen::MatrixXd q = Eigen::HouseholderQR<Eigen::MatrixXd>(random).householderQ();
   const Eigen::MatrixXd a = q * eigenvalues.asDiagonal() * q.transpose();
-  const auto extremes = LanczosExtremes([&](const Vector& v) -> absl::StatusOr<Vector> { return Vector(a * v); }, NormalVector(n, 99), 30);
+  const auto extremes = LanczosExtremes([&](const Vector& v) -> absl::StatusOr<Vector> { return Vector(a * v); },
+                                        NormalVector(n, 99), 30);
   ASSERT_TRUE(extremes.ok());
   EXPECT_NEAR(extremes->smallest, -3, 1e-6);
   EXPECT_NEAR(extremes->largest, 9, 1e-3);
@@ -55,7 +57,8 @@ TEST(LanczosExtremes, FindsBothEndsOfASpectrum) {
 }
 
 TEST(LanczosExtremes, StopsWhereTheSpaceIsExhausted) {
-  const auto extremes = LanczosExtremes([](const Vector& v) -> absl::StatusOr<Vector> { return Vector(2 * v); }, NormalVector(5, 1), 30);
+  const auto extremes =
+      LanczosExtremes([](const Vector& v) -> absl::StatusOr<Vector> { return Vector(2 * v); }, NormalVector(5, 1), 30);
   ASSERT_TRUE(extremes.ok());
   EXPECT_NEAR(extremes->smallest, 2, 1e-12);
   EXPECT_NEAR(extremes->largest, 2, 1e-12);

@@ -120,8 +120,10 @@ void PlainWorker::Write() {
   using Clock = std::chrono::steady_clock;
   Clock::time_point last_write = Clock::now();
   while (!over_) {
-    const auto next_renewal = last_write + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(lease_ / 3));
-    const bool may_renew = welcomed_ && !Is(Misconduct::kNeverRenews) && !(computing_ && Is(Misconduct::kRenewsBetweenEvaluationsOnly));
+    const auto next_renewal =
+        last_write + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(lease_ / 3));
+    const bool may_renew =
+        welcomed_ && !Is(Misconduct::kNeverRenews) && !(computing_ && Is(Misconduct::kRenewsBetweenEvaluationsOnly));
     v1::SessionRequest message;
     if (!outbox_.empty()) {
       message = std::move(outbox_.front());
@@ -156,7 +158,8 @@ void PlainWorker::Send(v1::SessionRequest message) {
 absl::Status PlainWorker::Handle(v1::SessionResponse& message) {
   switch (message.message_case()) {
     case v1::SessionResponse::kWelcome: {
-      if (message.welcome().element_type() != v1::ELEMENT_TYPE_FLOAT64) return absl::FailedPreconditionError("only float64");
+      if (message.welcome().element_type() != v1::ELEMENT_TYPE_FLOAT64)
+        return absl::FailedPreconditionError("only float64");
       const std::lock_guard<std::mutex> lock(mu_);
       lease_ = message.welcome().lease_seconds();
       welcomed_ = true;
@@ -259,7 +262,8 @@ void PlainWorker::HandleEvaluation(v1::EvaluationRequest request) {
     evaluated.answer.mutable_gradient()->set_loss_sum(1.0001 * evaluated.answer.gradient().loss_sum());
   }
   if (Is(Misconduct::kCutsMetrics) && evaluated.answer.has_losses()) {
-    for (v1::MetricSums& metric : *evaluated.answer.mutable_losses()->mutable_metrics()) metric.mutable_sums()->Truncate(1);
+    for (v1::MetricSums& metric : *evaluated.answer.mutable_losses()->mutable_metrics())
+      metric.mutable_sums()->Truncate(1);
   }
   bool drop = false;
   {
@@ -289,7 +293,8 @@ void PlainWorker::SendVector(uint64_t transfer, const wire::SharedVector<double>
   Send(message);
   const wire::Vector<double> numbers = vector.map();
   v1::VectorChunk* const chunk = message.mutable_vector_chunk();
-  for (uint64_t offset = 0; const size_t bytes = wire::FillChunk(numbers, offset, transfer, chunk); offset += bytes) Send(message);
+  for (uint64_t offset = 0; const size_t bytes = wire::FillChunk(numbers, offset, transfer, chunk); offset += bytes)
+    Send(message);
 }
 
 }  // namespace hfopt::conformance

@@ -58,7 +58,8 @@ enum class Misconduct {
   kSendsFloat32,
 };
 
-// A worker on the plain stub, one thread reads and computes, one writes and renews the lease.
+// A worker on the plain stub, one thread reads and computes, one writes and renews
+// the lease.
 class PlainWorker final : public Service {
  public:
   PlainWorker(std::unique_ptr<client::Model<double>> model, const std::string& address, const std::string& run_id,

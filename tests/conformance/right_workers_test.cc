@@ -33,7 +33,8 @@ RightWorker Task(const std::string& name, const models::ModelSpec& spec) {
 
 std::vector<RightWorker> RightWorkers() {
   const Activation t = Activation::kTanh, s = Activation::kSigmoid, r = Activation::kRelu, l = Activation::kLinear;
-  const MlpLoss softmax = MlpLoss::kSoftmaxCrossEntropy, bernoulli = MlpLoss::kBernoulliCrossEntropy, squared = MlpLoss::kSquaredError;
+  const MlpLoss softmax = MlpLoss::kSoftmaxCrossEntropy, bernoulli = MlpLoss::kBernoulliCrossEntropy,
+                squared = MlpLoss::kSquaredError;
   return {
       Mlp<double>("Classifier", {{6, 8, 4}, {t}, softmax}),
       Mlp<double>("ClassifierWithRegulariser", {{6, 8, 4}, {t}, softmax, 0.05}),
@@ -67,8 +68,8 @@ std::vector<RightWorker> RightWorkers() {
 class RightWorkerTest : public ::testing::TestWithParam<RightWorker> {};
 
 TEST_P(RightWorkerTest, RaisesNoAlarm) {
-  const auto outcomes =
-      Conform(GetParam().make, {"hello/fields", "vectors/", "requests/", "windows/", "gradient/", "product/", "determinism/", "reconnect/"});
+  const auto outcomes = Conform(GetParam().make, {"hello/fields", "vectors/", "requests/", "windows/", "gradient/",
+                                                  "product/", "determinism/", "reconnect/"});
   EXPECT_EQ(Print(outcomes, Verdict::kFailed), "");
   RecordProperty("warnings", Print(outcomes, Verdict::kWarned));
 }
@@ -80,9 +81,10 @@ TEST(RightWorkers, AreAtLeastTwenty) { EXPECT_GE(RightWorkers().size(), 20u); }
 
 // The SDK's worker, in all cases.
 TEST(RightWorkers, TheSdkKeepsTheProtocol) {
-  const auto outcomes = Conform(ServiceOf<double>([] { return MakeMlp<double>({{40, 200, 10}, {Activation::kTanh}}); }), {});
+  const auto outcomes = Conform(ServiceOf<double>(MakeSlowClassifier), {});
   EXPECT_EQ(Print(outcomes, Verdict::kFailed), "");
-  EXPECT_EQ(Print(outcomes, Verdict::kSkipped), absl::StrCat("hello/float32: ", outcomes.at("hello/float32").detail, "\n"));
+  EXPECT_EQ(Print(outcomes, Verdict::kSkipped),
+            absl::StrCat("hello/float32: ", outcomes.at("hello/float32").detail, "\n"));
 }
 
 }  // namespace

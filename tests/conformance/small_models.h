@@ -19,14 +19,17 @@ class RandomSource final : public models::DataSource<Scalar> {
   RandomSource(int64_t inputs, int64_t classes, int64_t targets, int64_t training = 61, int64_t held_out = 23)
       : inputs_(inputs), classes_(classes), targets_(targets), training_(training), held_out_(held_out) {}
 
-  int64_t num_examples(client::DataSet data) const override { return data == client::DataSet::kTraining ? training_ : held_out_; }
+  int64_t num_examples(client::DataSet data) const override {
+    return data == client::DataSet::kTraining ? training_ : held_out_;
+  }
   int64_t input_size() const override { return inputs_; }
   int64_t num_classes() const override { return classes_; }
   int64_t target_size() const override { return targets_; }
   std::string signature() const override { return "random"; }
 
   void Inputs(client::DataSet data, int64_t begin, Eigen::Ref<models::Matrix<Scalar>> inputs) const override {
-    for (int64_t j = 0; j < inputs.cols(); ++j) inputs.col(j) = Numbers(data, begin + j, inputs_, 0).template cast<Scalar>();
+    for (int64_t j = 0; j < inputs.cols(); ++j)
+      inputs.col(j) = Numbers(data, begin + j, inputs_, 0).template cast<Scalar>();
   }
   void Labels(client::DataSet data, int64_t begin, absl::Span<int32_t> labels) const override {
     for (size_t j = 0; j < labels.size(); ++j) labels[j] = static_cast<int32_t>(Seed(data, begin + j) * 7 % classes_);
@@ -40,7 +43,9 @@ class RandomSource final : public models::DataSource<Scalar> {
   }
 
  private:
-  static uint64_t Seed(client::DataSet data, int64_t example) { return example + (data == client::DataSet::kHeldOut ? 5000 : 0); }
+  static uint64_t Seed(client::DataSet data, int64_t example) {
+    return example + (data == client::DataSet::kHeldOut ? 5000 : 0);
+  }
   static Vector Numbers(client::DataSet data, int64_t example, int64_t size, uint64_t kind) {
     return NormalVector(size, Seed(data, example) + kind);
   }
@@ -49,11 +54,18 @@ class RandomSource final : public models::DataSource<Scalar> {
 };
 
 template <typename Scalar>
-std::unique_ptr<client::Model<Scalar>> MakeMlp(models::MlpOptions options) {
+std::unique_ptr<client::Model<Scalar>> MakeMlp(models::MlpOptions options, int64_t training = 61) {
   const int64_t inputs = options.layers.front(), outputs = options.layers.back();
   const bool labels = options.loss == models::MlpLoss::kSoftmaxCrossEntropy;
-  return models::Mlp<Scalar>::Create(std::move(options), std::make_shared<RandomSource<Scalar>>(inputs, labels ? outputs : 0, labels ? 0 : outputs))
+  return models::Mlp<Scalar>::Create(
+             std::move(options),
+             std::make_shared<RandomSource<Scalar>>(inputs, labels ? outputs : 0, labels ? 0 : outputs, training))
       .value();
+}
+
+// Slow enough for an evaluation that outlasts a lease: examples are made when they are asked for.
+inline std::unique_ptr<client::Model<double>> MakeSlowClassifier() {
+  return MakeMlp<double>({.layers = {40, 200, 10}, .activations = {models::Activation::kTanh}}, 6000);
 }
 
 // 92 parameters, softmax cross-entropy with a regulariser.
@@ -69,7 +81,8 @@ class LinearLeastSquares final : public client::Model<Scalar> {
   int64_t num_parameters() const override { return n_; }
   int64_t num_examples(client::DataSet data) const override { return data == client::DataSet::kTraining ? 40 : 11; }
   std::string signature() const override { return "linear least squares"; }
-  absl::StatusOr<client::LossSum> Loss(const client::ConstVectorRef<Scalar>& theta, const client::Examples& examples) override {
+  absl::StatusOr<client::LossSum> Loss(const client::ConstVectorRef<Scalar>& theta,
+                                       const client::Examples& examples) override {
     client::LossSum sum;
     ForEach(examples, [&](const client::Vector<Scalar>& a, Scalar b) {
       const double r = a.dot(theta) - b;
@@ -78,7 +91,8 @@ class LinearLeastSquares final : public client::Model<Scalar> {
     });
     return sum;
   }
-  absl::StatusOr<client::LossSum> Gradient(const client::ConstVectorRef<Scalar>& theta, const client::Examples& examples,
+  absl::StatusOr<client::LossSum> Gradient(const client::ConstVectorRef<Scalar>& theta,
+                                           const client::Examples& examples,
                                            client::VectorRef<Scalar> gradient) override {
     gradient.setZero();
     ForEach(examples, [&](const client::Vector<Scalar>& a, Scalar b) { gradient += (a.dot(theta) - b) * a; });
@@ -93,7 +107,8 @@ class LinearLeastSquares final : public client::Model<Scalar> {
   class Curvature final : public client::Linearization<Scalar> {
    public:
     Curvature(LinearLeastSquares& model, client::Examples examples) : model_(model), examples_(std::move(examples)) {}
-    absl::Status GaussNewtonProduct(const client::ConstVectorRef<Scalar>& v, client::VectorRef<Scalar> product) override {
+    absl::Status GaussNewtonProduct(const client::ConstVectorRef<Scalar>& v,
+                                    client::VectorRef<Scalar> product) override {
       product.setZero();
       model_.ForEach(examples_, [&](const client::Vector<Scalar>& a, Scalar) { product += a.dot(v) * a; });
       return absl::OkStatus();
@@ -118,15 +133,16 @@ class LinearLeastSquares final : public client::Model<Scalar> {
   const int64_t n_;
 };
 
-// Example i is an observation of exp(-theta_0^2 t) cos(theta_1 t) + theta_2 theta_3 sin(t) at t = i / 10, by least squares: linear in theta_2 and
-// in theta_3, but not in both, and in too few parameters to be noticed. J by hand.
+// Example i is an observation of exp(-theta_0^2 t) cos(theta_1 t) + theta_2 theta_3 sin(t) at t = i / 10, by least
+// squares: linear in theta_2 and in theta_3, but not in both, and in too few parameters to be noticed. J by hand.
 template <typename Scalar>
 class DecayCurve final : public client::Model<Scalar> {
  public:
   int64_t num_parameters() const override { return 4; }
   int64_t num_examples(client::DataSet data) const override { return data == client::DataSet::kTraining ? 50 : 20; }
   std::string signature() const override { return "decay"; }
-  absl::StatusOr<client::LossSum> Loss(const client::ConstVectorRef<Scalar>& theta, const client::Examples& examples) override {
+  absl::StatusOr<client::LossSum> Loss(const client::ConstVectorRef<Scalar>& theta,
+                                       const client::Examples& examples) override {
     client::LossSum sum;
     ForEach(theta, examples, [&](double r, const Vector&) {
       sum.loss += r * r / 2;
@@ -134,7 +150,8 @@ class DecayCurve final : public client::Model<Scalar> {
     });
     return sum;
   }
-  absl::StatusOr<client::LossSum> Gradient(const client::ConstVectorRef<Scalar>& theta, const client::Examples& examples,
+  absl::StatusOr<client::LossSum> Gradient(const client::ConstVectorRef<Scalar>& theta,
+                                           const client::Examples& examples,
                                            client::VectorRef<Scalar> gradient) override {
     Vector g = Vector::Zero(4);
     ForEach(theta, examples, [&](double r, const Vector& j) { g += r * j; });
@@ -158,7 +175,8 @@ class DecayCurve final : public client::Model<Scalar> {
   class Curvature final : public client::Linearization<Scalar> {
    public:
     Curvature(const Eigen::MatrixXd& g, double weight) : g_(g), weight_(weight) {}
-    absl::Status GaussNewtonProduct(const client::ConstVectorRef<Scalar>& v, client::VectorRef<Scalar> product) override {
+    absl::Status GaussNewtonProduct(const client::ConstVectorRef<Scalar>& v,
+                                    client::VectorRef<Scalar> product) override {
       const Vector x = v.template cast<double>();
       const Vector y = g_ * x;
       product = y.cast<Scalar>();

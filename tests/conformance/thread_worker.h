@@ -18,15 +18,16 @@ namespace hfopt::conformance {
 class Service {
  public:
   virtual ~Service() = default;
-  virtual absl::Status Run() = 0;    // blocks until it has ended
-  virtual void Stop() = 0;           // as on SIGTERM
-  virtual void StopAtOnce() = 0;     // as on SIGKILL, but for the computation under way
+  virtual absl::Status Run() = 0;  // blocks until it has ended
+  virtual void Stop() = 0;         // as on SIGTERM
+  virtual void StopAtOnce() = 0;   // as on SIGKILL, but for the computation under way
 };
 
 // A worker of this process. Each start makes a new service.
 class ThreadWorker final : public WorkerUnderTest {
  public:
-  using MakeService = std::function<std::unique_ptr<Service>(const std::string& address, const std::string& run_id, const std::string& worker_id)>;
+  using MakeService = std::function<std::unique_ptr<Service>(const std::string& address, const std::string& run_id,
+                                                             const std::string& worker_id)>;
   explicit ThreadWorker(MakeService make) : make_(std::move(make)) {}
   ~ThreadWorker() override { Kill(); }
 

@@ -13,7 +13,7 @@ namespace hfopt::conformance {
 
 enum class Verdict {
   kPassed,
-  kWarned,   // cannot be decided from outside, or bears a look; the numbers are in the detail
+  kWarned,  // cannot be decided from outside, or bears a look; the numbers are in the detail
   kFailed,
   kSkipped,  // does not apply to this worker, or the suite cannot do it
 };

@@ -32,7 +32,8 @@ absl::StatusOr<Outcome> Symmetry(Lab& lab) {
     const double error = std::abs(u.dot(Gv.product) - v.dot(Gu.product)) / typical;
     worst = std::max(worst, error);
     if (!(error <= lab.limit(1e-8, 2e-3))) {
-      return Failed("u'Gv is ", u.dot(Gv.product), " and v'Gu ", v.dot(Gu.product), ": G is not J'HJ (a transposed layer, a missing "
+      return Failed("u'Gv is ", u.dot(Gv.product), " and v'Gu ", v.dot(Gu.product),
+                    ": G is not J'HJ (a transposed layer, a missing "
                     "term, or an H that is not symmetric)");
     }
   }
@@ -87,8 +88,10 @@ absl::StatusOr<Outcome> Semidefinite(Lab& lab) {
     lowest = std::min(lowest, ratio);
     if (!(ratio >= -lab.limit(1e-9, 1e-4))) {
       const bool is_negative = extremes.largest <= 1e-6 * std::abs(extremes.smallest);
-      return Failed("a unit vector v has v'Gv = ", extremes.smallest, ", another one ", extremes.largest, " (Lanczos, ", kSteps, " steps): ",
-                    is_negative ? "the product has a wrong sign" : "the product is the Hessian's instead of the Gauss-Newton matrix's");
+      return Failed("a unit vector v has v'Gv = ", extremes.smallest, ", another one ", extremes.largest, " (Lanczos, ",
+                    kSteps, " steps): ",
+                    is_negative ? "the product has a wrong sign"
+                                : "the product is the Hessian's instead of the Gauss-Newton matrix's");
     }
   }
   return Passed("smallest over largest Ritz value ", lowest, " or more at three points");
@@ -96,12 +99,13 @@ absl::StatusOr<Outcome> Semidefinite(Lab& lab) {
 
 // --- G against second derivatives of the loss.
 //
-// The Hessian is G + R, R = sum of residuals times second derivatives of the model's outputs. Where the outputs are linear along v - the
-// weights and biases of a network's last layer, one weight of a network of piecewise linear units, all of a linear model - v'Rv = 0, and
-// v'Gv is the second derivative of the loss along v, exactly. From outside nobody knows which directions these are; but among single
-// parameters there are some in most models, and they show themselves: the ratio of second derivative and v'Gv is the same number for all of
-// them, 1. Another number that many have in common is a factor in G. A *difference* that many have in common, where the curvature itself is
-// different, is a regulariser that the loss has and G has not (or the other way round).
+// The Hessian is G + R, R = sum of residuals times second derivatives of the model's outputs. Where the outputs are
+// linear along v - the weights and biases of a network's last layer, one weight of a network of piecewise linear units,
+// all of a linear model - v'Rv = 0, and v'Gv is the second derivative of the loss along v, exactly. From outside nobody
+// knows which directions these are; but among single parameters there are some in most models, and they show
+// themselves: the ratio of second derivative and v'Gv is the same number for all of them, 1. Another number that many
+// have in common is a factor in G. A *difference* that many have in common, where the curvature itself is different, is
+// a regulariser that the loss has and G has not (or the other way round).
 
 struct Probe {
   int64_t parameter = 0;
@@ -139,7 +143,8 @@ size_t DifferentProducts(const std::vector<Probe>& probes, const std::vector<int
 std::optional<Outcome> Judge(const std::vector<Probe>& probes, double weight, bool float64) {
   constexpr size_t kFew = 4;
   constexpr double kShare = 0.08;
-  // Numbers agree by chance when they are rough: 70 ratios between 0.8 and 1.2, known to 1e-4, have five equal ones once in 10^4 models.
+  // Numbers agree by chance when they are rough: 70 ratios between 0.8 and 1.2, known to 1e-4, have five equal ones
+  // once in 10^4 models.
   const double sharp = float64 ? 1e-4 : 2e-2, factor_share = float64 ? kShare : 0.25, constant_sharp = 3e-3;
   std::vector<double> ratios, ratio_tolerances, differences, difference_tolerances;
   std::vector<bool> decided;
@@ -174,18 +179,20 @@ std::optional<Outcome> Judge(const std::vector<Probe>& probes, double weight, bo
                 std::abs(ratios[i] - 1) > 10 * ratio_tolerances[i];
   }
   const std::vector<int> factor = LargestCluster(ratios, ratio_tolerances, scaled);
-  const size_t different_constant = DifferentProducts(probes, constant), different_factor = DifferentProducts(probes, factor);
+  const size_t different_constant = DifferentProducts(probes, constant),
+               different_factor = DifferentProducts(probes, factor);
   if (different_factor >= enough(factor_share) && different_factor > exact && different_factor >= different_constant) {
     const double ratio = ratios[factor.front()];
-    return Failed("the second derivative of the loss is ", ratio, " times v'Gv for ", factor.size(), " of ", num_decided,
-                  " single parameters (", exact, " have 1), for example parameter ", probes[factor.front()].parameter,
-                  ": G is off by a factor of ", 1 / ratio);
+    return Failed("the second derivative of the loss is ", ratio, " times v'Gv for ", factor.size(), " of ",
+                  num_decided, " single parameters (", exact, " have 1), for example parameter ",
+                  probes[factor.front()].parameter, ": G is off by a factor of ", 1 / ratio);
   }
   if (different_constant >= enough(kShare)) {
     const double difference = differences[constant.front()];
-    return Failed("the second derivative of the loss is v'Gv + ", difference, " for ", constant.size(), " of ", num_decided,
-                  " single parameters whose v'Gv differ, for example parameter ", probes[constant.front()].parameter,
-                  ": G lacks a regulariser of ", difference / weight, " times the weight (the curvature of weight r(theta))");
+    return Failed("the second derivative of the loss is v'Gv + ", difference, " for ", constant.size(), " of ",
+                  num_decided, " single parameters whose v'Gv differ, for example parameter ",
+                  probes[constant.front()].parameter, ": G lacks a regulariser of ", difference / weight,
+                  " times the weight (the curvature of weight r(theta))");
   }
   if (exact >= kFew) {
     return Passed("the second derivative of the loss is v'Gv for ", exact, " of ", num_decided,
@@ -195,7 +202,7 @@ std::optional<Outcome> Judge(const std::vector<Probe>& probes, double weight, bo
 }
 
 // Damped Gauss-Newton steps on the window, with G as it is answered: where residuals are small, so is R.
-absl::StatusOr<Vector> Fit(Lab& lab, Dialogue& session, Vector theta, const Window& window) {
+absl::StatusOr<Vector> Fit(Dialogue& session, Vector theta, const Window& window) {
   constexpr int kSteps = 15, kCgSteps = 25;
   HFOPT_ASSIGN_OR_RETURN(double loss, session.Loss(theta, window));
   double damping = 1e-2;
@@ -231,17 +238,17 @@ absl::StatusOr<Vector> Fit(Lab& lab, Dialogue& session, Vector theta, const Wind
     }
     session.ReleaseResidents();
   }
-  (void)lab;
   return theta;
 }
 
-// For models without a direction in which outputs are linear: v'Gv against v'(G + R)v along the largest curvature, after R was made small.
+// For models without a direction in which outputs are linear: v'Gv against v'(G + R)v along the largest curvature,
+// after R was made small.
 absl::StatusOr<Outcome> JudgeByFit(Lab& lab, Dialogue& session) {
   constexpr int kSteps = 16;
   HFOPT_ASSIGN_OR_RETURN(Vector theta, lab.Theta(0));
   const Window window = lab.Training();
   HFOPT_ASSIGN_OR_RETURN(const double before, session.Loss(theta, window));
-  HFOPT_ASSIGN_OR_RETURN(theta, Fit(lab, session, theta, window));
+  HFOPT_ASSIGN_OR_RETURN(theta, Fit(session, theta, window));
   HFOPT_ASSIGN_OR_RETURN(const double after, session.Loss(theta, window));
   HFOPT_ASSIGN_OR_RETURN(const Extremes extremes,
                          LanczosExtremes(OperatorAt(session, theta, window), lab.Direction(80), kSteps));
@@ -249,15 +256,18 @@ absl::StatusOr<Outcome> JudgeByFit(Lab& lab, Dialogue& session) {
   HFOPT_ASSIGN_OR_RETURN(const ProductReply Gv, session.Product(theta, v, window));
   HFOPT_ASSIGN_OR_RETURN(const LineDerivatives line, DerivativesAlong(lab, session, theta, v, window));
   const double product = v.dot(Gv.product), ratio = line.curvature.value / product;
-  const std::string numbers = absl::StrCat(
-      "no single parameter of those looked at has outputs that are linear in it; after ", before > after ? "a fit" : "no gain by a fit",
-      " (loss ", before, " to ", after, ") the second derivative of the loss along the largest curvature is ",
-      line.curvature.value, " +- ", line.curvature.error, ", v'Gv is ", product, " (ratio ", ratio, ")");
+  const std::string numbers =
+      absl::StrCat("no single parameter of those looked at has outputs that are linear in it; after ",
+                   before > after ? "a fit" : "no gain by a fit", " (loss ", before, " to ", after,
+                   ") the second derivative of the loss along the largest curvature is ", line.curvature.value, " +- ",
+                   line.curvature.error, ", v'Gv is ", product, " (ratio ", ratio, ")");
   if (!(line.curvature.error < 0.1 * std::abs(line.curvature.value))) return Warned(numbers, ": too rough to tell");
   // R is a few percent of the largest curvature in models that fit their data; a wrong factor is usually 2.
   if (ratio > 0.95 && ratio < 1.05) return Passed(numbers);
-  if (ratio > 0.6 && ratio < 1.67) return Warned(numbers, ": the rest may be the residuals' part of the Hessian, or a factor in G");
-  return Failed(numbers, ": G is off by a factor, or lacks the Hessian of the loss with respect to the outputs (H in J'HJ)");
+  if (ratio > 0.6 && ratio < 1.67)
+    return Warned(numbers, ": the rest may be the residuals' part of the Hessian, or a factor in G");
+  return Failed(numbers,
+                ": G is off by a factor, or lacks the Hessian of the loss with respect to the outputs (H in J'HJ)");
 }
 
 absl::StatusOr<Outcome> AgainstTheLoss(Lab& lab) {
@@ -278,10 +288,12 @@ absl::StatusOr<Outcome> AgainstTheLoss(Lab& lab) {
       // A single parameter may go far: truncation is small, and rounding smaller for it.
       constexpr double kReach = 8;
       constexpr int kLevels = 10;
-      HFOPT_ASSIGN_OR_RETURN(const LineDerivatives line, DerivativesAlong(lab, *session, theta, v, window, kReach, kLevels));
+      HFOPT_ASSIGN_OR_RETURN(const LineDerivatives line,
+                             DerivativesAlong(lab, *session, theta, v, window, kReach, kLevels));
       Estimate derivative = line.curvature;
       for (const Estimate& e : line.curvatures) {  // of those that are as good, the one that agrees
-        if (std::abs(e.value - Gv.product[parameter]) < std::abs(derivative.value - Gv.product[parameter])) derivative = e;
+        if (std::abs(e.value - Gv.product[parameter]) < std::abs(derivative.value - Gv.product[parameter]))
+          derivative = e;
       }
       probes.push_back({parameter, Gv.product[parameter], derivative});
     }
@@ -305,7 +317,8 @@ absl::StatusOr<Outcome> OtherVectors(Lab& lab) {
   HFOPT_RETURN_IF_ERROR(session->Gradient(theta, lab.Training(3)).status());
   HFOPT_ASSIGN_OR_RETURN(const ProductReply after, session->Product(theta, v, lab.Training()));
   session->Release({name});
-  if (before.product != after.product) return Failed("it changed by ", RelativeDifference(before.product, after.product), " of itself");
+  if (before.product != after.product)
+    return Failed("it changed by ", RelativeDifference(before.product, after.product), " of itself");
   return Passed("the same bits with a vector of NaN beside it, and after another product");
 }
 
@@ -315,7 +328,9 @@ std::vector<Case> CurvatureCases() {
   return {{"product/symmetric", "u'Gv = v'Gu", Symmetry},
           {"product/linear", "G(au + bv) = aGu + bGv, over twelve orders of magnitude", Linearity},
           {"product/semidefinite", "v'Gv >= 0, also for the v that Lanczos' iteration finds", Semidefinite},
-          {"product/against-the-loss", "v'Gv is the second derivative of the loss where outputs are linear: scale, regulariser, output Hessian", AgainstTheLoss},
+          {"product/against-the-loss",
+           "v'Gv is the second derivative of the loss where outputs are linear: scale, regulariser, output Hessian",
+           AgainstTheLoss},
           {"product/other-vectors", "other vectors at the worker change nothing", OtherVectors}};
 }
 

@@ -21,8 +21,9 @@ absl::StatusOr<Outcome> LossOfGradient(Lab& lab) {
     HFOPT_ASSIGN_OR_RETURN(const GradientReply gradient, session->Gradient(theta, lab.Training()));
     worst = std::max(worst, RelativeDifference(loss, gradient.loss));
     if (worst > lab.limit(1e-9, 1e-4)) {
-      return Failed("the loss is ", loss, ", but ", gradient.loss, " beside the gradient of the same window and point (off by ",
-                    worst, "): they come from different data or formulas");
+      return Failed("the loss is ", loss, ", but ", gradient.loss,
+                    " beside the gradient of the same window and point (off by ", worst,
+                    "): they come from different data or formulas");
     }
   }
   return Passed("off by ", worst);
@@ -42,7 +43,8 @@ absl::StatusOr<Outcome> Differences(Lab& lab) {
     for (const Block& block : Blocks(g.size())) {
       const Vector d = RandomSigns(g.size(), block, lab.options().seed + k);
       const double size = g.segment(block.begin, block.size).norm();
-      if (size == 0 && directions > 0) continue;  // of inputs that are 0, say; the directions over everything include them
+      if (size == 0 && directions > 0)
+        continue;  // of inputs that are 0, say; the directions over everything include them
       ++directions;
       HFOPT_ASSIGN_OR_RETURN(const LineDerivatives line, DerivativesAlong(lab, *session, theta, d, window));
       const double slope = g.dot(d), scale = std::max(std::abs(slope), size);
@@ -58,19 +60,21 @@ absl::StatusOr<Outcome> Differences(Lab& lab) {
       } else if (may_be) {
         ++undecided;
       } else {
-        return Failed("along a direction in parameters ", block.begin, " to ", block.begin + block.size - 1, " the slope of the loss is ",
-                      line.slope.value, " +- ", line.slope.error, ", but ", slope, " by the gradient (ratio ",
-                      line.slope.value / slope, "); look at the derivative with respect to these parameters");
+        return Failed("along a direction in parameters ", block.begin, " to ", block.begin + block.size - 1,
+                      " the slope of the loss is ", line.slope.value, " +- ", line.slope.error, ", but ", slope,
+                      " by the gradient (ratio ", line.slope.value / slope,
+                      "); look at the derivative with respect to these parameters");
       }
     }
   }
-  const std::string numbers = absl::StrCat(directions, " directions over all and parts of the parameters, off by ", worst, " at most");
+  const std::string numbers =
+      absl::StrCat(directions, " directions over all and parts of the parameters, off by ", worst, " at most");
   if (undecided == 0) return Passed(numbers);
   // What float64 arithmetic leaves is far below; what float16 or randomness leaves is far above.
   constexpr double kRough = 1e-2;
-  const std::string rough = absl::StrCat("differences of the loss along ", undecided, " of ", directions,
-                                         " directions do not settle better than to ", roughest,
-                                         " of the slope: arithmetic of low precision, randomness, or a solver with a coarse tolerance");
+  const std::string rough = absl::StrCat(
+      "differences of the loss along ", undecided, " of ", directions, " directions do not settle better than to ",
+      roughest, " of the slope: arithmetic of low precision, randomness, or a solver with a coarse tolerance");
   return lab.float64() && roughest > kRough ? Failed(rough) : Warned(rough, "; ", numbers);
 }
 
@@ -106,7 +110,8 @@ absl::StatusOr<Outcome> SecondMoment(Lab& lab) {
   HFOPT_ASSIGN_OR_RETURN(const Vector theta, lab.Theta(0));
   const Window window = lab.Training(6, 1);
   HFOPT_ASSIGN_OR_RETURN(const GradientReply whole, session->Gradient(theta, window, 0, true));
-  if (!(whole.second_moment.minCoeff() >= 0)) return Failed("it has the element ", whole.second_moment.minCoeff(), ", below 0");
+  if (!(whole.second_moment.minCoeff() >= 0))
+    return Failed("it has the element ", whole.second_moment.minCoeff(), ", below 0");
   Vector sum = Vector::Zero(theta.size());
   const uint64_t size = lab.ShardSize(false, lab.shard(), lab.shards());
   for (uint64_t i = 0; i < window.count; ++i) {
@@ -147,7 +152,9 @@ absl::StatusOr<Outcome> InitialParameters(Lab& lab) {
 
 std::vector<Case> DerivativeCases() {
   return {{"gradient/loss", "the loss beside the gradient is the loss", LossOfGradient},
-          {"gradient/differences", "u'g against extrapolated central differences of the loss, over all and over parts of the parameters", Differences},
+          {"gradient/differences",
+           "u'g against extrapolated central differences of the loss, over all and over parts of the parameters",
+           Differences},
           {"gradient/precision", "float64 means arithmetic in float64", Precision},
           {"gradient/second-moment", "element-wise sum of the squared gradients of single examples", SecondMoment},
           {"gradient/initial-parameters", "a pure function of the seed", InitialParameters}};

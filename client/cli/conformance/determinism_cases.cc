@@ -88,7 +88,7 @@ absl::StatusOr<Outcome> InAnotherOrder(Lab& lab) {
 }
 
 absl::StatusOr<Outcome> InAnotherSession(Lab& lab) {
-  HFOPT_ASSIGN_OR_RETURN(Dialogue* session, lab.Session());
+  HFOPT_ASSIGN_OR_RETURN(Dialogue * session, lab.Session());
   HFOPT_ASSIGN_OR_RETURN(const Answers first, AskAll(lab, *session, false));
   session->wire().Break();
   lab.HangUp();
@@ -123,10 +123,12 @@ absl::StatusOr<Outcome> OfAnotherProcess(Lab& lab) {
 }  // namespace
 
 std::vector<Case> DeterminismCases() {
-  return {{"determinism/twice", "asked twice: the same bits", Twice},
-          {"determinism/another-order", "asked in another order, after everything was released: the same bits", InAnotherOrder},
-          {"determinism/another-session", "asked after the stream broke: the same bits", InAnotherSession},
-          {"determinism/another-process", "asked of another process of the worker: the same bits", OfAnotherProcess, true}};
+  return {
+      {"determinism/twice", "asked twice: the same bits", Twice},
+      {"determinism/another-order", "asked in another order, after everything was released: the same bits",
+       InAnotherOrder},
+      {"determinism/another-session", "asked after the stream broke: the same bits", InAnotherSession},
+      {"determinism/another-process", "asked of another process of the worker: the same bits", OfAnotherProcess, true}};
 }
 
 }  // namespace hfopt::conformance

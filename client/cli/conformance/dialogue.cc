@@ -43,7 +43,8 @@ const char* KindName(v1::EvaluationRequest::KindCase kind) {
 
 absl::Status ModelFailure(const v1::EvaluationRequest& request, const v1::Answer& answer) {
   return absl::InternalError(absl::StrCat("the worker answered a request (", KindName(request.kind_case()),
-                                          ") with Failure ", answer.failure().code(), ": ", answer.failure().message()));
+                                          ") with Failure ", answer.failure().code(), ": ",
+                                          answer.failure().message()));
 }
 
 size_t Fingerprint(const v1::Answer& answer, const std::map<uint64_t, Vector>& vectors) {
@@ -89,7 +90,8 @@ void Dialogue::ForgetSilence() {
   longest_silence_ = absl::ZeroDuration();
 }
 
-// --------------------------------------------------------------------------------------------------------------- vectors sent
+// ---------------------------------------------------------------------------------------------------------------
+// vectors sent
 
 Vector Dialogue::Rounded(const Vector& vector) const {
   return float64() ? vector : Vector(vector.cast<float>().cast<double>());
@@ -159,7 +161,8 @@ void Dialogue::ReleaseResidents() {
   resident_.clear();
 }
 
-// ------------------------------------------------------------------------------------------------------------------- questions
+// -------------------------------------------------------------------------------------------------------------------
+// questions
 
 void Dialogue::Fill(const Window& window, v1::EvaluationRequest& request) const {
   v1::Slice& slice = *request.mutable_slice();
@@ -233,9 +236,10 @@ absl::StatusOr<Reply> Dialogue::Await(uint64_t id) {
     }
     const absl::StatusOr<v1::SessionRequest> message = Read(deadline);
     if (absl::IsDeadlineExceeded(message.status())) {
-      return absl::DeadlineExceededError(absl::StrCat(
-          "no answer to a request (", KindName(pending_.contains(id) ? pending_[id].kind_case() : v1::EvaluationRequest::KIND_NOT_SET),
-          ") after ", absl::FormatDuration(timeout_), "; a slow model needs a longer --timeout"));
+      return absl::DeadlineExceededError(
+          absl::StrCat("no answer to a request (",
+                       KindName(pending_.contains(id) ? pending_[id].kind_case() : v1::EvaluationRequest::KIND_NOT_SET),
+                       ") after ", absl::FormatDuration(timeout_), "; a slow model needs a longer --timeout"));
     }
     if (absl::IsUnavailable(message.status())) {
       return Wrong("ended the session (", message.status().message(), ") while an answer was waited for");
@@ -283,7 +287,8 @@ absl::StatusOr<Vector> Dialogue::InitialParameters(uint64_t seed) {
   return reply.vectors.at(reply.answer.initial_parameters().parameters_transfer());
 }
 
-// -------------------------------------------------------------------------------------------------------- what the worker says
+// -------------------------------------------------------------------------------------------------------- what the
+// worker says
 
 absl::StatusOr<v1::SessionRequest> Dialogue::Read(absl::Time deadline) {
   HFOPT_ASSIGN_OR_RETURN(v1::SessionRequest message, session_->Receive(deadline));
@@ -303,7 +308,8 @@ absl::Status Dialogue::ReadUntil(absl::Time deadline) {
 }
 
 absl::Status Dialogue::Check(const v1::SessionRequest& message) {
-  if (welcome_.shards() == 0 && !message.has_lease_renewal()) return Wrong("said more than Hello before Welcome had come");
+  if (welcome_.shards() == 0 && !message.has_lease_renewal())
+    return Wrong("said more than Hello before Welcome had come");
   switch (message.message_case()) {
     case v1::SessionRequest::kHello:
       return Wrong("said Hello twice in one session");
@@ -355,10 +361,12 @@ absl::Status Dialogue::CheckChunk(const v1::VectorChunk& chunk) {
   }
   const size_t begin = chunk.offset() / width, count = bytes / width;
   if (begin > size_t(num_parameters()) || count > num_parameters() - begin) {
-    return Wrong("sent a chunk to byte ", chunk.offset() + bytes, " of a vector of ", num_parameters() * width, " bytes");
+    return Wrong("sent a chunk to byte ", chunk.offset() + bytes, " of a vector of ", num_parameters() * width,
+                 " bytes");
   }
   for (size_t i = 0; i < count; ++i) {
-    if (incoming.there[begin + i]) return Wrong("sent element ", begin + i, " of transfer ", chunk.transfer(), " twice");
+    if (incoming.there[begin + i])
+      return Wrong("sent element ", begin + i, " of transfer ", chunk.transfer(), " twice");
     incoming.there[begin + i] = true;
     if (float64()) {
       std::memcpy(&incoming.numbers[begin + i], chunk.data().data() + i * width, width);
@@ -411,7 +419,6 @@ absl::Status Dialogue::CheckAnswer(const v1::Answer& answer) {
   }
   pending_.erase(request);
   fingerprints_[id] = fingerprint;
-  answered_.push_back(id);
   arrived_[id] = std::move(reply);
   return absl::OkStatus();
 }

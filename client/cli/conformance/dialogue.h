@@ -17,8 +17,8 @@
 
 namespace hfopt::conformance {
 
-// All arithmetic of the suite is in double. On the wire, elements are of the session's element type; vectors that are asked about must
-// consist of such numbers (see Dialogue::Rounded).
+// All arithmetic of the suite is in double. On the wire, elements are of the session's element type; vectors that are
+// asked about must consist of such numbers (see Dialogue::Rounded).
 using Vector = Eigen::VectorXd;
 
 // The examples of a question.
@@ -48,7 +48,7 @@ struct GradientReply {
   double loss = 0;
   double weight = 0;
   Vector gradient;
-  Vector second_moment;  // empty unless asked for
+  Vector second_moment;                                // empty unless asked for
   std::vector<std::pair<double, double>> sub_batches;  // squared norm, weight
 };
 
@@ -63,8 +63,9 @@ struct Cut {
   bool backwards = false;
 };
 
-// One session with a worker, from its Hello on: keeps its vectors, asks, and holds every message of the worker against the protocol. What
-// breaks it is a FAILED_PRECONDITION that says how. Waits are limited by `timeout`: DEADLINE_EXCEEDED.
+// One session with a worker, from its Hello on: keeps its vectors, asks, and holds every message of the worker against
+// the protocol. What breaks it is a FAILED_PRECONDITION that says how. Waits are limited by `timeout`:
+// DEADLINE_EXCEEDED.
 class Dialogue {
  public:
   // `hello` has been read from the session.
@@ -114,13 +115,12 @@ class Dialogue {
   void PostAs(const v1::EvaluationRequest& request);
   // Its answer will come without being asked for again: the worker's Hello said so.
   void Expect(const v1::EvaluationRequest& request) { pending_[request.id()] = request; }
-  // Waits for the answer, which may be a Failure. Answers to other requests that come meanwhile are kept for their own call.
+  // Waits for the answer, which may be a Failure. Answers to other requests that come meanwhile are kept for their own
+  // call.
   absl::StatusOr<Reply> Await(uint64_t id);
   absl::StatusOr<Reply> Ask(const v1::EvaluationRequest& request) { return Await(Post(request)); }
   // Ids that are posted and not answered.
   const std::map<uint64_t, v1::EvaluationRequest>& pending() const { return pending_; }
-  // Ids of answers that have come, the latest last.
-  const std::vector<uint64_t>& answered() const { return answered_; }
 
   // The questions. A Failure of the model's is an INTERNAL error here.
   absl::StatusOr<v1::LossesAnswer> Losses(const std::vector<Point>& points, const Window& window);
@@ -130,7 +130,8 @@ class Dialogue {
   absl::StatusOr<ProductReply> Product(const Point& point, const Vector& direction, const Window& window);
   absl::StatusOr<Vector> InitialParameters(uint64_t seed);
 
-  // Reads one message of the worker and holds it against the protocol. DEADLINE_EXCEEDED; UNAVAILABLE after the end of the stream.
+  // Reads one message of the worker and holds it against the protocol. DEADLINE_EXCEEDED; UNAVAILABLE after the end of
+  // the stream.
   absl::StatusOr<v1::SessionRequest> Read(absl::Time deadline);
   // Reads whatever comes until then. OK when nothing was wrong with it.
   absl::Status ReadUntil(absl::Time deadline);
@@ -163,8 +164,7 @@ class Dialogue {
   std::set<std::string> resident_;  // names that Resident has sent
   std::map<uint64_t, v1::EvaluationRequest> pending_;
   std::map<uint64_t, Incoming> incoming_;
-  std::map<uint64_t, Reply> arrived_;  // and not awaited yet
-  std::vector<uint64_t> answered_;
+  std::map<uint64_t, Reply> arrived_;        // and not awaited yet
   std::map<uint64_t, size_t> fingerprints_;  // of what was answered, for holding second answers against the first
   absl::Time last_heard_ = absl::Now();
   absl::Duration longest_silence_ = absl::ZeroDuration();

@@ -19,7 +19,8 @@ absl::StatusOr<Outcome> Fields(Lab& lab) {
     return Failed("protocol_version is ", hello.protocol_version(), "; 1 is all there is");
   }
   const std::string& id = hello.worker_id();
-  if (id.empty() || id.size() > 63 || id.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789-") != std::string::npos) {
+  if (id.empty() || id.size() > 63 ||
+      id.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789-") != std::string::npos) {
     return Failed("worker_id '", id, "' is not 1 to 63 of [a-z0-9-]");
   }
   if (hello.run_id() != lab.server().run_id()) {
@@ -36,9 +37,8 @@ absl::StatusOr<Outcome> Fields(Lab& lab) {
     if (!types.insert(type).second) return Failed("element_types has ", name, " twice");
     absl::StrAppend(&names, names.empty() ? "" : ", ", name);
   }
-  const std::string numbers =
-      absl::StrCat(hello.num_parameters(), " parameters, ", hello.training_examples(), " + ", hello.held_out_examples(),
-                   " examples, ", names);
+  const std::string numbers = absl::StrCat(hello.num_parameters(), " parameters, ", hello.training_examples(), " + ",
+                                           hello.held_out_examples(), " examples, ", names);
   if (!hello.held_vectors().empty() || !hello.pending_requests().empty()) {
     return Failed("the first Hello of a process states vectors or requests that it cannot have");
   }
@@ -97,7 +97,8 @@ absl::StatusOr<Outcome> GrowsInRestart(Lab& lab) {
   if (!second.held_vectors().empty()) return Failed("a restarted worker states vectors that it cannot have");
   first.clear_incarnation();
   second.clear_incarnation();
-  if (Identity(first) != Identity(second)) return Failed("Hello of a restarted worker differs in more than incarnation");
+  if (Identity(first) != Identity(second))
+    return Failed("Hello of a restarted worker differs in more than incarnation");
   return Passed(first.worker_id(), " kept its name");
 }
 
@@ -124,7 +125,8 @@ absl::StatusOr<Outcome> DialsAgain(Lab& lab) {
     pauses.push_back(absl::ToDoubleSeconds(absl::Now() - begin));
     session = *std::move(next);
     if (session->hello().incarnation() != incarnation) return Failed("another incarnation after ", end.how);
-    absl::StrAppend(&text, text.empty() ? "pauses of " : ", ", absl::FormatDuration(absl::Milliseconds(std::lround(1e3 * pauses.back()))));
+    absl::StrAppend(&text, text.empty() ? "pauses of " : ", ",
+                    absl::FormatDuration(absl::Milliseconds(std::lround(1e3 * pauses.back()))));
   }
   lab.HangUp();
   lab.worker().Kill();  // it would pause long before the next session
@@ -171,7 +173,7 @@ absl::StatusOr<Outcome> StopsWhenRefused(Lab& lab, const Refusal& refusal) {
 absl::StatusOr<Outcome> ElementType(Lab& lab, v1::ElementType type) {
   const std::string name = wire::ElementTypeName(type);
   if (type == lab.element_type()) return Passed("the type of all other cases");
-  HFOPT_ASSIGN_OR_RETURN(Dialogue* session, lab.Session());
+  HFOPT_ASSIGN_OR_RETURN(Dialogue * session, lab.Session());
   // Numbers that both types have.
   HFOPT_ASSIGN_OR_RETURN(Vector theta, lab.Theta(0));
   theta = theta.cast<float>().cast<double>();
@@ -223,15 +225,21 @@ absl::StatusOr<Outcome> UnofferedElementType(Lab& lab) {
 std::vector<Case> HelloCases() {
   std::vector<Case> cases = {
       {"hello/fields", "Hello states a version, ids, sizes and element types that make sense", Fields},
-      {"hello/waits-for-welcome", "says nothing after Hello, a lease renewal apart, until Welcome comes", WaitsForWelcome},
+      {"hello/waits-for-welcome", "says nothing after Hello, a lease renewal apart, until Welcome comes",
+       WaitsForWelcome},
       {"hello/same-in-redial", "a broken stream changes nothing of Hello but what is held", SameInRedial},
       {"hello/grows-in-restart", "a restarted worker keeps its id and has a higher incarnation", GrowsInRestart, true},
-      {"hello/float32", "computes in float32 where Hello offers it", [](Lab& lab) { return ElementType(lab, v1::ELEMENT_TYPE_FLOAT32); }, true},
-      {"hello/float64", "computes in float64 where Hello offers it", [](Lab& lab) { return ElementType(lab, v1::ELEMENT_TYPE_FLOAT64); }, true},
-      {"hello/unoffered-type", "leaves with a message when Welcome asks for an element type that it did not offer", UnofferedElementType, true},
-      {"dial/again", "dials again, after pauses that grow, when the run is not there or the stream breaks", DialsAgain}};
+      {"hello/float32", "computes in float32 where Hello offers it",
+       [](Lab& lab) { return ElementType(lab, v1::ELEMENT_TYPE_FLOAT32); }, true},
+      {"hello/float64", "computes in float64 where Hello offers it",
+       [](Lab& lab) { return ElementType(lab, v1::ELEMENT_TYPE_FLOAT64); }, true},
+      {"hello/unoffered-type", "leaves with a message when Welcome asks for an element type that it did not offer",
+       UnofferedElementType, true},
+      {"dial/again", "dials again, after pauses that grow, when the run is not there or the stream breaks",
+       DialsAgain}};
   for (const Refusal& refusal : kRefusals) {
-    cases.push_back({absl::StrCat("dial/", refusal.name), "a refusal is shown and ends the worker: dialling again cannot help",
+    cases.push_back({absl::StrCat("dial/", refusal.name),
+                     "a refusal is shown and ends the worker: dialling again cannot help",
                      [&refusal](Lab& lab) { return StopsWhenRefused(lab, refusal); }, true});
   }
   return cases;

@@ -88,9 +88,9 @@ absl::StatusOr<std::unique_ptr<Dialogue>> Lab::NextHello() {
       }
     }
     if (absl::Now() >= deadline) {
-      return absl::DeadlineExceededError(absl::StrCat(
-          "no worker dialled ", server_.address(), " for run ", server_.run_id(), " within ",
-          absl::FormatDuration(options_.timeout), worker_.can_start() ? "" : "; start it (again)"));
+      return absl::DeadlineExceededError(
+          absl::StrCat("no worker dialled ", server_.address(), " for run ", server_.run_id(), " within ",
+                       absl::FormatDuration(options_.timeout), worker_.can_start() ? "" : "; start it (again)"));
     }
   }
 }
@@ -142,13 +142,13 @@ absl::Status Lab::LearnFrom(const v1::Hello& hello) {
     return std::find(hello.element_types().begin(), hello.element_types().end(), type) != hello.element_types().end();
   };
   if (element_type_ == v1::ELEMENT_TYPE_UNSPECIFIED) {
-    for (const v1::ElementType type :
-         {options_.element_type, v1::ELEMENT_TYPE_FLOAT64, v1::ELEMENT_TYPE_FLOAT32}) {
+    for (const v1::ElementType type : {options_.element_type, v1::ELEMENT_TYPE_FLOAT64, v1::ELEMENT_TYPE_FLOAT32}) {
       if (element_type_ == v1::ELEMENT_TYPE_UNSPECIFIED && offered(type)) element_type_ = type;
     }
     if (element_type_ == v1::ELEMENT_TYPE_UNSPECIFIED ||
         (options_.element_type != v1::ELEMENT_TYPE_UNSPECIFIED && options_.element_type != element_type_)) {
-      return absl::FailedPreconditionError("the worker's Hello.element_types does not have the element type to be used");
+      return absl::FailedPreconditionError(
+          "the worker's Hello.element_types does not have the element type to be used");
     }
     shards_ = 3;
     has_all_shards_ = hello.shards().empty();
@@ -169,7 +169,9 @@ int64_t Lab::ShardSize(bool held_out, uint32_t shard, uint32_t shards) const {
 
 Window Lab::Training(int64_t count, int64_t begin) const {
   const int64_t size = ShardSize(false, shard_, shards_);
-  return {.shard = shard_, .shards = shards_, .begin = static_cast<uint64_t>(begin % size),
+  return {.shard = shard_,
+          .shards = shards_,
+          .begin = static_cast<uint64_t>(begin % size),
           .count = static_cast<uint64_t>(std::min(count, size))};
 }
 
@@ -179,8 +181,8 @@ absl::StatusOr<Vector> Lab::Theta(int k) {
     const int64_t n = session->num_parameters();
     if (options_.parameters.size() != 0) {
       if (options_.parameters.size() != n) {
-        return absl::InvalidArgumentError(absl::StrCat("the given parameters are ", options_.parameters.size(),
-                                                       "; the worker's model has ", n));
+        return absl::InvalidArgumentError(
+            absl::StrCat("the given parameters are ", options_.parameters.size(), "; the worker's model has ", n));
       }
       theta_ = options_.parameters;
     } else if (session->hello().initial_parameters()) {

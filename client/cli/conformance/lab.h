@@ -19,8 +19,8 @@ namespace hfopt::conformance {
 struct LabOptions {
   // Of vectors; unspecified: float64 where the worker offers it.
   v1::ElementType element_type = v1::ELEMENT_TYPE_UNSPECIFIED;
-  uint64_t seed = 1;     // of the initial parameters and all directions
-  Vector parameters;     // where derivatives are looked at; empty: near the model's initial parameters
+  uint64_t seed = 1;      // of the initial parameters and all directions
+  Vector parameters;      // where derivatives are looked at; empty: near the model's initial parameters
   int64_t examples = 64;  // of a window, at most
   absl::Duration timeout = absl::Seconds(60);  // for an answer, and for a worker to dial
   // How long the suite listens where it expects that nothing is said.
@@ -28,7 +28,8 @@ struct LabOptions {
   absl::Duration lease = absl::Milliseconds(600);  // where the renewal is looked at
 };
 
-// What the cases share: the worker, the session that they use one after the other, and where and how the model is looked at.
+// What the cases share: the worker, the session that they use one after the other, and where and how the model is
+// looked at.
 class Lab {
  public:
   Lab(WireServer& server, WorkerUnderTest& worker, LabOptions options);
@@ -40,8 +41,8 @@ class Lab {
   // Waits end with CANCELLED once this asks to stop.
   void set_stop_token(std::stop_token stop) { stop_ = std::move(stop); }
 
-  // The session in use. Where none is open, the next one of the worker is welcomed; a worker that the suite starts and that has ended,
-  // or has to wait long before it dials again, is started anew.
+  // The session in use. Where none is open, the next one of the worker is welcomed; a worker that the suite starts and
+  // that has ended, or has to wait long before it dials again, is started anew.
   absl::StatusOr<Dialogue*> Session();
   // Takes the session from the cases that follow.
   std::unique_ptr<Dialogue> TakeSession() { return std::move(session_); }
@@ -59,8 +60,8 @@ class Lab {
   // Whether a session is opened before `deadline`.
   bool Dials(absl::Time deadline);
   void Welcome(Dialogue& dialogue, absl::Duration lease = absl::Hours(1));
-  // What a worker does after the suite has broken the protocol: it ends its process (not by a signal), or dials again; the next session is
-  // welcomed and kept. The error says what it does instead, for example answer request `id`.
+  // What a worker does after the suite has broken the protocol: it ends its process (not by a signal), or dials again;
+  // the next session is welcomed and kept. The error says what it does instead, for example answer request `id`.
   absl::StatusOr<std::string> AwaitFarewell(std::unique_ptr<Dialogue> dialogue, uint64_t id = 0);
 
   // The element type of the session, known once there was one.
@@ -79,7 +80,8 @@ class Lab {
   Window Training(int64_t count, int64_t begin = 0) const;
   Window Training() const { return Training(options_.examples); }
 
-  // Points near the initial parameters (0, 1, ...), all different; directions with entries of size 1. Of the session's element type.
+  // Points near the initial parameters (0, 1, ...), all different; directions with entries of size 1. Of the session's
+  // element type.
   absl::StatusOr<Vector> Theta(int k);
   Vector Direction(int k) const;
   // The size of the steps that lead from one point to another.

@@ -79,8 +79,8 @@ LineDerivatives Extrapolate(double h, const std::vector<double>& losses, double 
   return result;
 }
 
-absl::StatusOr<Extremes> LanczosExtremes(absl::FunctionRef<absl::StatusOr<Vector>(const Vector&)> apply, const Vector& start,
-                                         int steps) {
+absl::StatusOr<Extremes> LanczosExtremes(absl::FunctionRef<absl::StatusOr<Vector>(const Vector&)> apply,
+                                         const Vector& start, int steps) {
   const int64_t n = start.size();
   steps = static_cast<int>(std::min<int64_t>(steps, n));
   Eigen::MatrixXd basis(n, steps);

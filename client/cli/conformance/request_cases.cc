@@ -51,13 +51,12 @@ absl::StatusOr<Outcome> BadWindows(Lab& lab) {
   HFOPT_ASSIGN_OR_RETURN(const Vector theta, lab.Theta(0));
   const uint64_t size = lab.ShardSize(false, lab.shard(), lab.shards());
   const uint32_t s = lab.shard(), S = lab.shards();
-  const std::pair<const char*, Window> windows[] = {
-      {"begin = the shard's size", {false, s, S, size, 1}},
-      {"count = the shard's size + 1", {false, s, S, 0, size + 1}},
-      {"shard = shards", {false, S, S, 0, 1}},
-      {"begin = 2^63", {false, s, S, uint64_t{1} << 63, 1}},
-      {"count = 2^63", {false, s, S, 0, uint64_t{1} << 63}},
-      {"shards = 0", {false, 0, 0, 0, 1}}};
+  const std::pair<const char*, Window> windows[] = {{"begin = the shard's size", {false, s, S, size, 1}},
+                                                    {"count = the shard's size + 1", {false, s, S, 0, size + 1}},
+                                                    {"shard = shards", {false, S, S, 0, 1}},
+                                                    {"begin = 2^63", {false, s, S, uint64_t{1} << 63, 1}},
+                                                    {"count = 2^63", {false, s, S, 0, uint64_t{1} << 63}},
+                                                    {"shards = 0", {false, 0, 0, 0, 1}}};
   for (const auto& [what, window] : windows) {
     for (const auto& request : {session->LossesRequest({theta}, window), session->GradientRequest(theta, window),
                                 session->ProductRequest(theta, theta, window)}) {
@@ -117,8 +116,8 @@ absl::StatusOr<Outcome> BatchedLosses(Lab& lab) {
   for (size_t i = 0; i < points.size(); ++i) {
     HFOPT_ASSIGN_OR_RETURN(const v1::LossesAnswer alone, session->Losses({points[i]}, lab.Training()));
     if (alone.loss_sums(0) != together.loss_sums(i)) {
-      return Failed("point ", i, " of ", points.size(), ": ", together.loss_sums(i), " in company, ", alone.loss_sums(0),
-                    " alone");
+      return Failed("point ", i, " of ", points.size(), ": ", together.loss_sums(i), " in company, ",
+                    alone.loss_sums(0), " alone");
     }
     if (alone.weight() != together.weight()) return Failed("weight ", together.weight(), ", alone ", alone.weight());
     std::map<std::string, double> metrics;
@@ -140,9 +139,12 @@ absl::StatusOr<Outcome> PointsAreSums(Lab& lab) {
   const Vector u = lab.Direction(3), v = lab.Direction(4), w = lab.Direction(5);
   const double s = lab.step();
   // Coefficients that binary fractions do not have, so that each rounding shows.
-  const std::vector<std::vector<std::pair<double, Vector>>> sums = {
-      {{s / 3, u}}, {{-s / 7, v}, {s / 11, w}}, {{s / 3, u}, {s / 3, u}}, {{s / 9, u}, {-s / 5, v}, {s * 1e-5, w}},
-      {{0, u}}, {{-0.3, theta}}};
+  const std::vector<std::vector<std::pair<double, Vector>>> sums = {{{s / 3, u}},
+                                                                    {{-s / 7, v}, {s / 11, w}},
+                                                                    {{s / 3, u}, {s / 3, u}},
+                                                                    {{s / 9, u}, {-s / 5, v}, {s * 1e-5, w}},
+                                                                    {{0, u}},
+                                                                    {{-0.3, theta}}};
   const Window window = lab.Training();
   double worst = 0;
   std::string where;
@@ -176,7 +178,8 @@ absl::StatusOr<Outcome> PointsAreSums(Lab& lab) {
   }
   if (worst == 0) return Passed(sums.size(), " points, the same bits as uploaded sums");
   if (worst < lab.limit(1e-12, 1e-4)) {
-    return Failed(where, " is off by ", worst, " of it: the sum is rounded otherwise than term by term in the element type "
+    return Failed(where, " is off by ", worst,
+                  " of it: the sum is rounded otherwise than term by term in the element type "
                   "(a fused multiply-add, or another order)");
   }
   return Failed(where, " is off by ", worst, " of it: the point is not base + sum of coefficient * vector");
@@ -213,7 +216,8 @@ absl::StatusOr<Outcome> ResidentPoints(Lab& lab) {
       }
       HFOPT_ASSIGN_OR_RETURN(const GradientReply gradient, session->Gradient(thetas[j / 2], windows[j % 2]));
       if (gradient.gradient != gradients[j].gradient) {
-        return Failed("the gradient at point ", j / 2, " on window ", j % 2, " changed with other points at the worker");
+        return Failed("the gradient at point ", j / 2, " on window ", j % 2,
+                      " changed with other points at the worker");
       }
     }
   }
@@ -279,8 +283,9 @@ absl::StatusOr<Outcome> Cancel(Lab& lab) {
   }
   HFOPT_RETURN_IF_ERROR(session->Loss(theta, lab.Training()).status());
   return Passed(kept.size(), " requests answered, and of ", kRequests - kept.size(), " cancelled ones ",
-                std::count_if(cancelled.begin(), cancelled.end(),
-                              [&](uint64_t id) { return !session->pending().contains(id); }) - 1);
+                std::count_if(cancelled.begin(), cancelled.end(), [&](uint64_t id) {
+                  return !session->pending().contains(id);
+                }) - 1);
 }
 
 absl::StatusOr<Outcome> Stale(Lab& lab) {
@@ -293,7 +298,8 @@ absl::StatusOr<Outcome> Stale(Lab& lab) {
   session->Release({session->NewName()});  // that was never there
   const absl::StatusOr<Reply> reply = session->Ask(request);
   if (reply.ok()) {
-    if (!reply->answer.has_failure()) return Failed("answered a request for vectors that were released: they are kept for ever");
+    if (!reply->answer.has_failure())
+      return Failed("answered a request for vectors that were released: they are kept for ever");
     return Passed("Failure: ", reply->answer.failure().message());
   }
   if (session->wire().open()) return reply.status();
@@ -310,11 +316,13 @@ absl::StatusOr<Outcome> ReleaseAndResend(Lab& lab) {
   const Vector v = lab.Direction(9);
   HFOPT_ASSIGN_OR_RETURN(const ProductReply before, session->Product(theta, v, lab.Training()));
   for (int k = 0; k < 20; ++k) {  // vectors come and go; in other memory, perhaps
-    HFOPT_RETURN_IF_ERROR(session->Loss(Vector(session->Rounded(theta + 0.1 * k * lab.step() * v)), lab.Training(2)).status());
+    HFOPT_RETURN_IF_ERROR(
+        session->Loss(Vector(session->Rounded(theta + 0.1 * k * lab.step() * v)), lab.Training(2)).status());
     session->ReleaseResidents();
   }
   HFOPT_ASSIGN_OR_RETURN(const ProductReply after, session->Product(theta, v, lab.Training()));
-  if (before.product != after.product) return Failed("a product changed after its vectors were released and sent again");
+  if (before.product != after.product)
+    return Failed("a product changed after its vectors were released and sent again");
   return Passed("20 vectors released");
 }
 
@@ -346,12 +354,14 @@ std::vector<Case> RequestCases() {
           {"requests/unspecified-data-set", "a window of no data set is a Failure", UnspecifiedDataSet},
           {"requests/empty-window", "sums over no examples are 0, or a Failure", EmptyWindow},
           {"requests/batched-losses", "several points in one request: the answers of each alone", BatchedLosses},
-          {"requests/points-are-sums", "base + sum of coefficient * vector, term by term in the element type", PointsAreSums},
+          {"requests/points-are-sums", "base + sum of coefficient * vector, term by term in the element type",
+           PointsAreSums},
           {"requests/resident-points", "several points at once, each with its own answers", ResidentPoints},
           {"requests/duplicate-ids", "a second copy of a request is ignored, or answered the same", DuplicateIds},
           {"requests/queue", "many requests at once, each answered once", Queue},
           {"requests/cancel", "cancelled requests may be dropped, all others are answered", Cancel},
-          {"requests/stale", "a request for vectors that were released: Failure, or another session; never an answer", Stale},
+          {"requests/stale", "a request for vectors that were released: Failure, or another session; never an answer",
+           Stale},
           {"requests/release-and-resend", "released vectors are forgotten, and can be sent again", ReleaseAndResend},
           {"requests/non-finite-loss", "a loss far away is an answer, also when it is infinite", NonFiniteLoss}};
 }

@@ -51,7 +51,8 @@ absl::StatusOr<v1::EvaluationRequest> LongRequest(Lab& lab, Dialogue& session, a
     const absl::Duration taken = absl::Now() - begin;
     if (taken >= 0.8 * duration || points == kMostPoints) return request;
     // The first measurements are mostly overhead.
-    points = std::clamp(std::ceil(points * absl::FDivDuration(duration, taken)), points + 1, std::min(kMostPoints, 16 * points));
+    points = std::clamp(std::ceil(points * absl::FDivDuration(duration, taken)), points + 1,
+                        std::min(kMostPoints, 16 * points));
   }
 }
 
@@ -81,7 +82,8 @@ absl::StatusOr<Outcome> LeaseWhileComputing(Lab& lab, absl::Duration lease) {
   if (reply.answer.has_failure()) return Failed("Failure: ", reply.answer.failure().message());
   const Outcome outcome = JudgeSilence(*session, lease, absl::StrCat("in an evaluation of ", Ms(taken)));
   if (taken < lease && outcome.verdict != Verdict::kFailed) {
-    return Skipped("the model is too fast for this: ", request.losses().points_size(), " losses over a shard take ", Ms(taken));
+    return Skipped("the model is too fast for this: ", request.losses().points_size(), " losses over a shard take ",
+                   Ms(taken));
   }
   return outcome;
 }
@@ -107,17 +109,20 @@ absl::StatusOr<Outcome> SlowSending(Lab& lab, absl::Duration lease) {
   request.mutable_losses()->mutable_points(1)->set_base(name);
   HFOPT_ASSIGN_OR_RETURN(const Reply reply, session->Ask(request));
   if (reply.answer.has_failure()) return Failed("Failure: ", reply.answer.failure().message());
-  if (reply.answer.losses().loss_sums(0) != reply.answer.losses().loss_sums(1)) return Failed("the vector came out wrong");
+  if (reply.answer.losses().loss_sums(0) != reply.answer.losses().loss_sums(1))
+    return Failed("the vector came out wrong");
   return JudgeSilence(*session, lease, "while a vector came in slowly");
 }
 
-// So many that their vectors are more than gRPC and the system buffer, unless the model is tiny: 4 to 6 MiB were seen on one machine.
+// So many that their vectors are more than gRPC and the system buffer, unless the model is tiny: 4 to 6 MiB were seen
+// on one machine.
 size_t RequestsToFillBuffers(const Dialogue& session) {
   constexpr size_t kBytes = 16 << 20, kMost = 850;
   return std::clamp<size_t>(kBytes / (session.num_parameters() * session.element_bytes()), 4, kMost);
 }
 
-// The server writes and does not read: a worker that does not read while it writes, and writes while it reads, waits for ever.
+// The server writes and does not read: a worker that does not read while it writes, and writes while it reads, waits
+// for ever.
 absl::StatusOr<Outcome> SlowReading(Lab& lab) {
   HFOPT_ASSIGN_OR_RETURN(Dialogue* const session, lab.Session());
   HFOPT_ASSIGN_OR_RETURN(const Vector theta, lab.Theta(0));
@@ -138,13 +143,15 @@ absl::StatusOr<Outcome> SlowReading(Lab& lab) {
   for (const uint64_t id : ids) {
     HFOPT_ASSIGN_OR_RETURN(const Reply reply, session->Await(id));
     if (reply.answer.has_failure()) return Failed("Failure: ", reply.answer.failure().message());
-    if (reply.vectors.at(reply.answer.product().product_transfer()) != expected.product) return Failed("a product came out wrong");
+    if (reply.vectors.at(reply.answer.product().product_transfer()) != expected.product)
+      return Failed("a product came out wrong");
   }
   session->Release(names);
   return Passed(requests, " products of ", size, " bytes, not read until as many vectors were sent");
 }
 
-// Answers that are computed and cannot be sent yet are cancelled: the one that is being sent, and the rest, must not suffer.
+// Answers that are computed and cannot be sent yet are cancelled: the one that is being sent, and the rest, must not
+// suffer.
 absl::StatusOr<Outcome> CancelUnsent(Lab& lab) {
   HFOPT_ASSIGN_OR_RETURN(Dialogue* const session, lab.Session());
   HFOPT_ASSIGN_OR_RETURN(const Vector theta, lab.Theta(0));
@@ -176,11 +183,13 @@ absl::StatusOr<Outcome> CancelUnsent(Lab& lab) {
   for (const uint64_t id : kept) {
     HFOPT_ASSIGN_OR_RETURN(const Reply reply, session->Await(id));
     if (reply.answer.has_failure()) return Failed("Failure: ", reply.answer.failure().message());
-    if (reply.vectors.at(reply.answer.product().product_transfer()) != expected.product) return Failed("a product came out wrong");
+    if (reply.vectors.at(reply.answer.product().product_transfer()) != expected.product)
+      return Failed("a product came out wrong");
   }
   HFOPT_RETURN_IF_ERROR(session->Loss(theta, few).status());
   return Passed(cancels.size(), " of ", requests, " products cancelled, ",
-                std::count_if(cancels.begin(), cancels.end(), [&](const auto& c) { return session->pending().contains(c.cancel().request_id()); }),
+                std::count_if(cancels.begin(), cancels.end(),
+                              [&](const auto& c) { return session->pending().contains(c.cancel().request_id()); }),
                 " of them before they were sent");
 }
 
@@ -190,7 +199,8 @@ bool Holds(const v1::Hello& hello, const std::string& name) {
   return std::find(hello.held_vectors().begin(), hello.held_vectors().end(), name) != hello.held_vectors().end();
 }
 bool IsPending(const v1::Hello& hello, uint64_t id) {
-  return std::find(hello.pending_requests().begin(), hello.pending_requests().end(), id) != hello.pending_requests().end();
+  return std::find(hello.pending_requests().begin(), hello.pending_requests().end(), id) !=
+         hello.pending_requests().end();
 }
 
 absl::StatusOr<std::unique_ptr<Dialogue>> Redial(Lab& lab, std::unique_ptr<Dialogue> broken) {
@@ -231,8 +241,8 @@ absl::StatusOr<Outcome> BreakInAnUpload(Lab& lab) {
   if (reply.answer.has_failure()) return Failed("Failure: ", reply.answer.failure().message());
   for (int i = 0; i < 2; ++i) {
     if (reply.answer.losses().loss_sums(i) != expected.loss_sums(i)) {
-      return Failed("the loss at the vector that was ", i == 0 ? "held" : "sent again", " is ", reply.answer.losses().loss_sums(i),
-                    " instead of ", expected.loss_sums(i));
+      return Failed("the loss at the vector that was ", i == 0 ? "held" : "sent again", " is ",
+                    reply.answer.losses().loss_sums(i), " instead of ", expected.loss_sums(i));
     }
   }
   session->Release({whole, base, half});
@@ -258,7 +268,8 @@ absl::StatusOr<Outcome> HeldVectors(Lab& lab) {
   if (Holds(hello, released)) return Failed("the worker states that it holds a vector that was released");
   lab.Welcome(*session);
   int held = 0;
-  for (auto* name : {request.mutable_product()->mutable_point()->mutable_base(), request.mutable_product()->mutable_direction()}) {
+  for (auto* name :
+       {request.mutable_product()->mutable_point()->mutable_base(), request.mutable_product()->mutable_direction()}) {
     const bool is_base = *name == base;
     if (Holds(hello, *name)) {
       ++held;
@@ -316,10 +327,12 @@ absl::StatusOr<Outcome> BreakInAnAnswer(Lab& lab) {
   for (const v1::EvaluationRequest& r : requests) {
     const absl::StatusOr<Reply> reply = session->Await(r.id());
     if (!reply.ok()) {
-      return Failed(IsPending(hello, r.id()) ? "Hello.pending_requests promised an answer: " : "asked again: ", reply.status().message());
+      return Failed(IsPending(hello, r.id()) ? "Hello.pending_requests promised an answer: " : "asked again: ",
+                    reply.status().message());
     }
     if (reply->answer.has_failure()) return Failed("Failure: ", reply->answer.failure().message());
-    if (reply->vectors.at(reply->answer.gradient().gradient_transfer()) != expected.gradient) return Failed("the answer changed");
+    if (reply->vectors.at(reply->answer.gradient().gradient_transfer()) != expected.gradient)
+      return Failed("the answer changed");
   }
   session->Release({name, base});
   lab.KeepSession(std::move(session));
@@ -401,18 +414,25 @@ absl::StatusOr<Outcome> DrainWhileComputing(Lab& lab) {
 }  // namespace
 
 std::vector<Case> SessionCases() {
-  return {{"flow/slow-reading", "reads on while its answers are not read", SlowReading},
-          {"flow/cancel-unsent", "answers that wait to be sent can be cancelled; all others are whole", CancelUnsent},
-          {"reconnect/in-an-upload", "half a vector is forgotten when the stream breaks, and can be sent again", BreakInAnUpload},
-          {"reconnect/held-vectors", "vectors that Hello states to be held are held, those released are not", HeldVectors},
-          {"reconnect/in-an-answer", "answers cut off are sent again if Hello promised them, and computed again if not", BreakInAnAnswer},
-          {"lease/idle", "renews its lease while it has nothing to do", [](Lab& lab) { return TryLeases(lab, LeaseWhileIdle); }},
-          {"lease/computing", "renews its lease during a long evaluation", [](Lab& lab) { return TryLeases(lab, LeaseWhileComputing); }},
-          {"lease/slow-sending", "renews its lease while a vector comes in slowly", [](Lab& lab) { return TryLeases(lab, SlowSending); }},
-          {"end/finished", "Finished ends it with exit code 0", [](Lab& lab) { return Finished(lab, false); }, true},
-          {"end/finished-at-once", "the same right after Welcome", [](Lab& lab) { return Finished(lab, true); }, true},
-          {"end/drain-idle", "leaves on SIGTERM: Drain, the end of its half of the stream, exit code 0", DrainWhileIdle, true},
-          {"end/drain-computing", "on SIGTERM the answer under way is still given", DrainWhileComputing, true}};
+  return {
+      {"flow/slow-reading", "reads on while its answers are not read", SlowReading},
+      {"flow/cancel-unsent", "answers that wait to be sent can be cancelled; all others are whole", CancelUnsent},
+      {"reconnect/in-an-upload", "half a vector is forgotten when the stream breaks, and can be sent again",
+       BreakInAnUpload},
+      {"reconnect/held-vectors", "vectors that Hello states to be held are held, those released are not", HeldVectors},
+      {"reconnect/in-an-answer", "answers cut off are sent again if Hello promised them, and computed again if not",
+       BreakInAnAnswer},
+      {"lease/idle", "renews its lease while it has nothing to do",
+       [](Lab& lab) { return TryLeases(lab, LeaseWhileIdle); }},
+      {"lease/computing", "renews its lease during a long evaluation",
+       [](Lab& lab) { return TryLeases(lab, LeaseWhileComputing); }},
+      {"lease/slow-sending", "renews its lease while a vector comes in slowly",
+       [](Lab& lab) { return TryLeases(lab, SlowSending); }},
+      {"end/finished", "Finished ends it with exit code 0", [](Lab& lab) { return Finished(lab, false); }, true},
+      {"end/finished-at-once", "the same right after Welcome", [](Lab& lab) { return Finished(lab, true); }, true},
+      {"end/drain-idle", "leaves on SIGTERM: Drain, the end of its half of the stream, exit code 0", DrainWhileIdle,
+       true},
+      {"end/drain-computing", "on SIGTERM the answer under way is still given", DrainWhileComputing, true}};
 }
 
 }  // namespace hfopt::conformance

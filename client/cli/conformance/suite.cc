@@ -61,7 +61,8 @@ std::vector<CaseResult> RunCases(const std::vector<Case>& cases, Lab& lab,
         // What is wrong with one case must not spoil the next.
         if (lab.worker().can_start()) {
           if (const auto exit = lab.worker().AwaitExit(absl::Milliseconds(100)); exit && exit->code != 128 + 9) {
-            if (!absl::StrContains(result.outcome.detail, "exit code") && !absl::StrContains(result.outcome.detail, "signal")) {
+            if (!absl::StrContains(result.outcome.detail, "exit code") &&
+                !absl::StrContains(result.outcome.detail, "signal")) {
               absl::StrAppend(&result.outcome.detail, "; the worker ", Describe(*exit));
             }
           }

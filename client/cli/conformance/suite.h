@@ -24,7 +24,8 @@ struct CaseResult {
 };
 
 // Runs the cases one after the other. After each, `on_result` is told; when it answers false, no more are run.
-std::vector<CaseResult> RunCases(const std::vector<Case>& cases, Lab& lab, const std::function<bool(const CaseResult&)>& on_result);
+std::vector<CaseResult> RunCases(const std::vector<Case>& cases, Lab& lab,
+                                 const std::function<bool(const CaseResult&)>& on_result);
 
 }  // namespace hfopt::conformance
 

@@ -63,7 +63,8 @@ absl::StatusOr<Outcome> Interleaved(Lab& lab) {
     }
   }
   for (int k = 0; k < kVectors; ++k) {
-    HFOPT_ASSIGN_OR_RETURN(const Outcome outcome, Compare(lab, *session, vectors[k], names[k], absl::StrCat("vector ", k)));
+    HFOPT_ASSIGN_OR_RETURN(const Outcome outcome,
+                           Compare(lab, *session, vectors[k], names[k], absl::StrCat("vector ", k)));
     if (outcome.verdict != Verdict::kPassed) return outcome;
   }
   return Passed(kVectors, " vectors, chunk by chunk in turn");
@@ -104,7 +105,8 @@ void BeyondTheEnd(Dialogue& session, const std::string& name, const std::string&
   const uint64_t transfer = session.NewTransfer();
   session.Send(session.Header(transfer, name));
   v1::SessionResponse message = session.Chunk(transfer, bytes, 0, std::min<size_t>(bytes.size(), 1 << 16));
-  message.mutable_vector_chunk()->set_offset(bytes.size() - message.vector_chunk().data().size() + session.element_bytes());
+  message.mutable_vector_chunk()->set_offset(bytes.size() - message.vector_chunk().data().size() +
+                                             session.element_bytes());
   session.Send(message);
 }
 
@@ -144,7 +146,8 @@ void HugeSize(Dialogue& session, const std::string& name, const std::string&) {
 
 void WrongType(Dialogue& session, const std::string& name, const std::string& bytes) {
   v1::SessionResponse header = session.Header(session.NewTransfer(), name);
-  header.mutable_vector_header()->set_element_type(session.float64() ? v1::ELEMENT_TYPE_FLOAT32 : v1::ELEMENT_TYPE_FLOAT64);
+  header.mutable_vector_header()->set_element_type(session.float64() ? v1::ELEMENT_TYPE_FLOAT32
+                                                                     : v1::ELEMENT_TYPE_FLOAT64);
   session.Send(header);
   session.Send(session.Chunk(header.vector_header().transfer(), bytes, 0, std::min<size_t>(bytes.size(), 1 << 16)));
 }
@@ -166,13 +169,15 @@ std::vector<Case> VectorCases() {
     const char* name;
     const char* meaning;
     Offence offence;
-  } offences[] = {{"broken/beyond-the-end", "ends the session, or itself with a message, on a chunk beyond the vector's end", BeyondTheEnd},
-                  {"broken/overlap", "the same on a chunk that overlaps another one", Overlap},
-                  {"broken/unknown-transfer", "the same on a chunk without a header", UnknownTransfer},
-                  {"broken/wrong-size", "the same on a vector that has not num_parameters elements", WrongSize},
-                  {"broken/huge-size", "the same on a vector of 2^61 elements, without asking for the memory", HugeSize},
-                  {"broken/wrong-type", "the same on a vector of another element type", WrongType},
-                  {"broken/garbage", "the same on bytes that are no message", Garbage}};
+  } offences[] = {
+      {"broken/beyond-the-end", "ends the session, or itself with a message, on a chunk beyond the vector's end",
+       BeyondTheEnd},
+      {"broken/overlap", "the same on a chunk that overlaps another one", Overlap},
+      {"broken/unknown-transfer", "the same on a chunk without a header", UnknownTransfer},
+      {"broken/wrong-size", "the same on a vector that has not num_parameters elements", WrongSize},
+      {"broken/huge-size", "the same on a vector of 2^61 elements, without asking for the memory", HugeSize},
+      {"broken/wrong-type", "the same on a vector of another element type", WrongType},
+      {"broken/garbage", "the same on bytes that are no message", Garbage}};
   for (const auto& o : offences) {
     cases.push_back({o.name, o.meaning, [offence = o.offence](Lab& lab) { return Offend(lab, offence); }, true});
   }

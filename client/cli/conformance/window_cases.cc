@@ -54,18 +54,22 @@ std::string Difference(const Sums& whole, const Sums& parts, double limit) {
   const auto differ = [&](const char* what, double a, double b) {
     const double error = RelativeDifference(a, b);
     // A factor that is the number of parts, or of examples, tells of means.
-    return error <= limit ? "" : absl::StrCat("the ", what, " of the whole is ", a, ", the sum of its parts ", b, " (ratio ", b / a, ")");
+    return error <= limit ? ""
+                          : absl::StrCat("the ", what, " of the whole is ", a, ", the sum of its parts ", b, " (ratio ",
+                                         b / a, ")");
   };
   std::string text = differ("weight", whole.weight, parts.weight);
   if (text.empty()) text = differ("loss", whole.loss, parts.loss);
   for (const auto& [name, sum] : whole.metrics) {
     const auto part = parts.metrics.find(name);
-    if (text.empty()) text = differ(absl::StrCat("metric ", name).c_str(), sum, part == parts.metrics.end() ? 0 : part->second);
+    if (text.empty())
+      text = differ(absl::StrCat("metric ", name).c_str(), sum, part == parts.metrics.end() ? 0 : part->second);
   }
   const auto differ_in_vector = [&](const char* what, const Vector& a, const Vector& b) {
     const double error = RelativeDifference(a, b);
-    return error <= limit ? "" : absl::StrCat("the ", what, " of the whole and the sum over its parts differ by ", error,
-                                              " of them (their lengths are ", a.norm(), " and ", b.norm(), ")");
+    return error <= limit ? ""
+                          : absl::StrCat("the ", what, " of the whole and the sum over its parts differ by ", error,
+                                         " of them (their lengths are ", a.norm(), " and ", b.norm(), ")");
   };
   if (text.empty()) text = differ_in_vector("gradient", whole.gradient, parts.gradient);
   if (text.empty()) text = differ_in_vector("product", whole.product, parts.product);
@@ -83,7 +87,8 @@ absl::StatusOr<Outcome> PartsMakeTheWhole(Lab& lab) {
   if (whole.count < 2) return Skipped("the shard has one example");
   HFOPT_ASSIGN_OR_RETURN(const Sums expected, SumsOver(*session, theta, v, whole));
   // Parts of different sizes, one of them a single example.
-  const uint64_t cuts[] = {0, 1, std::max<uint64_t>(1, whole.count / 4), std::max<uint64_t>(1, whole.count * 2 / 3), whole.count};
+  const uint64_t cuts[] = {0, 1, std::max<uint64_t>(1, whole.count / 4), std::max<uint64_t>(1, whole.count * 2 / 3),
+                           whole.count};
   Sums sum;
   int parts = 0;
   for (int i = 0; i < 4; ++i) {
@@ -106,7 +111,8 @@ absl::StatusOr<Outcome> WindowsWrap(Lab& lab) {
   const Vector v = lab.Direction(21);
   const uint64_t size = lab.ShardSize(false, lab.shard(), lab.shards());
   if (size < 4) return Skipped("the shard has ", size, " examples");
-  const uint64_t count = std::min<uint64_t>(size - 1, lab.options().examples), before = std::max<uint64_t>(1, count / 3);
+  const uint64_t count = std::min<uint64_t>(size - 1, lab.options().examples),
+                 before = std::max<uint64_t>(1, count / 3);
   Window wrapped = lab.Training(), end = wrapped, begin = wrapped;
   wrapped.begin = end.begin = size - before;
   wrapped.count = count;
@@ -140,7 +146,9 @@ absl::StatusOr<Outcome> ShardsAreRanges(Lab& lab) {
     HFOPT_ASSIGN_OR_RETURN(const Sums b, SumsOver(*session, theta, v, of_shard));
     const std::string difference = Difference(a, b, SumLimit(lab));
     if (!difference.empty()) {
-      return Failed(difference, ", where the whole is a window of all data and its part the same examples as a window of shard ", s, " of ", lab.shards());
+      return Failed(difference,
+                    ", where the whole is a window of all data and its part the same examples as a window of shard ", s,
+                    " of ", lab.shards());
     }
   }
   return Passed(lab.shards(), " shards");
@@ -174,7 +182,8 @@ absl::StatusOr<Outcome> ShardBoundaries(Lab& lab, bool held_out) {
       }
     }
   }
-  const auto [least, most] = std::minmax_element(whole.begin(), whole.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
+  const auto [least, most] =
+      std::minmax_element(whole.begin(), whole.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
   if (whole.size() > 2 && least->second == most->second) {
     return Warned("all ", whole.size(), " examples have the loss ", least->second, ": which is which cannot be seen");
   }
@@ -218,7 +227,8 @@ absl::StatusOr<Outcome> HeldOut(Lab& lab) {
     ++compared;
   }
   const int equal = std::max(at_position, at_index);
-  const std::string numbers = absl::StrCat("the losses of ", equal, " of ", compared, " held-out examples are those of the training "
+  const std::string numbers = absl::StrCat("the losses of ", equal, " of ", compared,
+                                           " held-out examples are those of the training "
                                            "examples at the same place");
   if (equal < compared || compared < 2) return Passed(whole.count, " examples, loss ", held_out.loss_sums(0));
   if (hello.held_out_examples() == hello.training_examples()) {
@@ -265,16 +275,17 @@ absl::StatusOr<Outcome> SubBatches(Lab& lab) {
       HFOPT_ASSIGN_OR_RETURN(const GradientReply alone, session->Gradient(theta, part));
       const auto& [squared_norm, part_weight] = cut.sub_batches[p];
       if (part_weight != alone.weight) {
-        return Failed("sub-batch ", p, " of ", parts, " has weight ", part_weight, "; its ", part.count, " examples have ",
-                      alone.weight);
+        return Failed("sub-batch ", p, " of ", parts, " has weight ", part_weight, "; its ", part.count,
+                      " examples have ", alone.weight);
       }
       if (RelativeDifference(squared_norm, alone.gradient.squaredNorm()) > 2 * SumLimit(lab)) {
-        return Failed("sub-batch ", p, " of ", parts, " has squared norm ", squared_norm, "; the gradient over its examples [",
-                      begin, ", ", end, ") has ", alone.gradient.squaredNorm());
+        return Failed("sub-batch ", p, " of ", parts, " has squared norm ", squared_norm,
+                      "; the gradient over its examples [", begin, ", ", end, ") has ", alone.gradient.squaredNorm());
       }
       weight += part_weight;
     }
-    if (RelativeDifference(weight, cut.weight) > 1e-12) return Failed("the weights of the sub-batches sum to ", weight, ", not to ", cut.weight);
+    if (RelativeDifference(weight, cut.weight) > 1e-12)
+      return Failed("the weights of the sub-batches sum to ", weight, ", not to ", cut.weight);
   }
   return Passed("1, 3 and 7 parts of ", window.count, " examples");
 }
@@ -282,11 +293,16 @@ absl::StatusOr<Outcome> SubBatches(Lab& lab) {
 }  // namespace
 
 std::vector<Case> WindowCases() {
-  return {{"windows/parts-make-the-whole", "losses, metrics, weights, gradients and products of parts sum to those of the whole", PartsMakeTheWhole},
+  return {{"windows/parts-make-the-whole",
+           "losses, metrics, weights, gradients and products of parts sum to those of the whole", PartsMakeTheWhole},
           {"windows/wrap", "a window wraps round inside its shard", WindowsWrap},
-          {"windows/shards", "losses, gradients and products of a shard's window are those of the same examples in one shard", ShardsAreRanges},
-          {"windows/shard-boundaries", "shard s of S is [floor(s N / S), floor((s + 1) N / S))", [](Lab& lab) { return ShardBoundaries(lab, false); }},
-          {"windows/held-out-boundaries", "the same of the held-out data", [](Lab& lab) { return ShardBoundaries(lab, true); }},
+          {"windows/shards",
+           "losses, gradients and products of a shard's window are those of the same examples in one shard",
+           ShardsAreRanges},
+          {"windows/shard-boundaries", "shard s of S is [floor(s N / S), floor((s + 1) N / S))",
+           [](Lab& lab) { return ShardBoundaries(lab, false); }},
+          {"windows/held-out-boundaries", "the same of the held-out data",
+           [](Lab& lab) { return ShardBoundaries(lab, true); }},
           {"windows/held-out", "held-out data are data of their own", HeldOut},
           {"windows/weights", "the weight depends on the examples alone", Weights},
           {"windows/sub-batches", "squared gradient norms and weights of the parts of a window", SubBatches}};

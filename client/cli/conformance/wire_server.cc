@@ -56,7 +56,8 @@ absl::StatusOr<v1::SessionRequest> WireSession::Receive(absl::Time deadline) {
   {
     absl::MutexLock lock(&mu_);
     const auto ready = [this]() ABSL_SHARED_LOCKS_REQUIRED(mu_) { return !received_.empty() || read_ended_; };
-    if (!mu_.AwaitWithDeadline(absl::Condition(&ready), deadline)) return absl::DeadlineExceededError("no message came");
+    if (!mu_.AwaitWithDeadline(absl::Condition(&ready), deadline))
+      return absl::DeadlineExceededError("no message came");
     if (received_.empty()) return absl::UnavailableError(broken_ ? "the stream broke" : "the worker closed its half");
     frame = std::move(received_.front());
     received_.pop_front();
@@ -164,7 +165,8 @@ void WireSession::OnDone() {
   read_ended_ = true;
 }
 
-// ------------------------------------------------------------------------------------------------------------- the services
+// ------------------------------------------------------------------------------------------------------------- the
+// services
 
 class WireServer::Sessions final
     : public v1::EvaluationService::WithRawCallbackMethod_Session<v1::EvaluationService::Service> {
@@ -239,8 +241,8 @@ absl::StatusOr<std::unique_ptr<WireServer>> WireServer::Listen(const std::string
     return absl::UnavailableError(absl::StrCat("cannot listen on ", address,
                                                ": the address is in use or not one of this machine's; choose another"));
   }
-  server->address_ = absl::StartsWith(address, "unix:") ? address
-                                                        : absl::StrCat(address.substr(0, address.rfind(':') + 1), port);
+  server->address_ =
+      absl::StartsWith(address, "unix:") ? address : absl::StrCat(address.substr(0, address.rfind(':') + 1), port);
   return server;
 }
 
@@ -253,7 +255,9 @@ WireServer::~WireServer() {
 
 void WireServer::Describe(v1::ElementType element_type, int shards) { runs_->Describe(element_type, shards); }
 
-absl::StatusOr<std::shared_ptr<WireSession>> WireServer::Accept(absl::Time deadline) { return sessions_->Accept(deadline); }
+absl::StatusOr<std::shared_ptr<WireSession>> WireServer::Accept(absl::Time deadline) {
+  return sessions_->Accept(deadline);
+}
 
 bool WireServer::HasWaiting() const { return sessions_->HasWaiting(); }
 

@@ -17,8 +17,8 @@
 
 namespace hfopt::conformance {
 
-// One stream of EvaluationService.Session as it lies on the wire, without manners of its own: a script says what is sent and when it is
-// read. Thread-safe; the calls that wait say so.
+// One stream of EvaluationService.Session as it lies on the wire, without manners of its own: a script says what is
+// sent and when it is read. Thread-safe; the calls that wait say so.
 class WireSession final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
  public:
   static std::shared_ptr<WireSession> Start(grpc::CallbackServerContext* context);
@@ -27,8 +27,8 @@ class WireSession final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc:
   void Send(const v1::SessionResponse& message);
   void SendBytes(const std::string& bytes);
 
-  // Waits for the worker's next message. DEADLINE_EXCEEDED; UNAVAILABLE when there will be none, because the worker closed its half or the
-  // stream broke; DATA_LOSS when it is no SessionRequest.
+  // Waits for the worker's next message. DEADLINE_EXCEEDED; UNAVAILABLE when there will be none, because the worker
+  // closed its half or the stream broke; DATA_LOSS when it is no SessionRequest.
   absl::StatusOr<v1::SessionRequest> Receive(absl::Time deadline);
   // Waits until gRPC has taken all that was sent. False at the deadline, or when the stream broke.
   bool AwaitSent(absl::Time deadline);

@@ -14,10 +14,10 @@
 #include <sstream>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/strip.h"
-#include "absl/strings/ascii.h"
 
 namespace hfopt::conformance {
 
@@ -51,7 +51,8 @@ absl::Status ProcessWorker::Start(const std::string& address, const std::string&
   exit_.reset();
   std::vector<std::string> command;
   for (const std::string& argument : command_) {
-    command.push_back(absl::StrReplaceAll(argument, {{"{address}", address}, {"{run}", run_id}, {"{worker}", worker_id}}));
+    command.push_back(
+        absl::StrReplaceAll(argument, {{"{address}", address}, {"{run}", run_id}, {"{worker}", worker_id}}));
   }
   std::vector<char*> pointers;
   for (std::string& argument : command) pointers.push_back(argument.data());

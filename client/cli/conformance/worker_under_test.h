@@ -49,8 +49,8 @@ class ForeignWorker final : public WorkerUnderTest {
   std::optional<WorkerExit> AwaitExit(absl::Duration) override { return std::nullopt; }
 };
 
-// A program. Each of its arguments may contain {address}, {run} and {worker}. It runs in a process group of its own, which is killed with
-// this object, and ends with this process.
+// A program. Each of its arguments may contain {address}, {run} and {worker}. It runs in a process group of its own,
+// which is killed with this object, and ends with this process.
 class ProcessWorker final : public WorkerUnderTest {
  public:
   explicit ProcessWorker(std::vector<std::string> command);
