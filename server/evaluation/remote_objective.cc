@@ -1,6 +1,7 @@
 #include "server/evaluation/remote_objective.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -23,13 +24,20 @@ class RemoteObjective<Scalar>::RemoteProduct : public CurvatureProduct<Scalar> {
     request.mutable_product()->mutable_point()->set_base(theta_->name);
     request.mutable_product()->set_direction(direction->name);
     VectorReducer<Scalar> reducer(product);
-    const absl::Status status = objective_.pool_.Evaluate(
-        objective_.MakeUnits(sample_, request, {theta_, direction}), [&](UnitAnswer unit) -> absl::Status {
-          const v1::ProductAnswer& a = unit.answer.product();
-          HFOPT_RETURN_IF_ERROR(objective_.Add(unit, a.product_transfer(), a.weight(), "Gauss-Newton product", reducer));
-          HFOPT_FAILPOINT_OR_RETURN("evaluation.product");
-          return absl::OkStatus();
-        });
+    std::vector<Unit> units = objective_.MakeUnits(sample_, request, {theta_, direction});
+    const std::optional<int> repeated = objective_.Repeat(units);
+    std::optional<UnitAnswer> first;
+    const absl::Status status = objective_.pool_.Evaluate(std::move(units), [&](UnitAnswer unit) -> absl::Status {
+      constexpr absl::string_view kWhat = "Gauss-Newton product";
+      const v1::ProductAnswer& a = unit.answer.product();
+      if (first.has_value() && unit.shard == repeated) {
+        return objective_.CheckRepeated(*first, first->answer.product().product_transfer(), unit, a.product_transfer(), kWhat);
+      }
+      if (unit.shard == repeated) first = unit;
+      HFOPT_RETURN_IF_ERROR(objective_.Add(unit, a.product_transfer(), a.weight(), kWhat, reducer));
+      HFOPT_FAILPOINT_OR_RETURN("evaluation.product");
+      return absl::OkStatus();
+    });
     if (direction != theta_) objective_.Release({direction});
     HFOPT_RETURN_IF_ERROR(status);
     reducer.Finish();
@@ -121,6 +129,41 @@ absl::Status RemoteObjective<Scalar>::Add(const UnitAnswer& answer, uint64_t tra
 }
 
 template <typename Scalar>
+std::optional<int> RemoteObjective<Scalar>::Repeat(std::vector<Unit>& units) {
+  if (repeat_every_ == 0 || ++evaluations_ % repeat_every_ != 0) return std::nullopt;
+  const size_t i = evaluations_ / repeat_every_ % units.size();
+  const Unit again = units[i];
+  units.insert(units.begin() + i, again);
+  return again.shard;
+}
+
+// Workers of one run may round differently, for example in two languages; what is found here is one that contradicts itself.
+template <typename Scalar>
+absl::Status RemoteObjective<Scalar>::CheckRepeated(const UnitAnswer& first, uint64_t first_transfer, const UnitAnswer& second,
+                                                    uint64_t second_transfer, absl::string_view what) const {
+  if (first.worker_id != second.worker_id) return absl::OkStatus();
+  const auto bytes_of = [](const UnitAnswer& answer, uint64_t transfer) { return Bytes(answer.vectors.at(transfer)); };
+  const absl::Span<const char> a = bytes_of(first, first_transfer), b = bytes_of(second, second_transfer);
+  if (std::equal(a.begin(), a.end(), b.begin(), b.end())) return absl::OkStatus();
+  const auto vector_of = [](absl::Span<const char> bytes) {
+    return Eigen::Map<const Vector<Scalar>>(reinterpret_cast<const Scalar*>(bytes.data()), bytes.size() / sizeof(Scalar));
+  };
+  const auto u = vector_of(a), v = vector_of(b);
+  const auto is_other = [&](int64_t i) { return std::memcmp(u.data() + i, v.data() + i, sizeof(Scalar)) != 0; };
+  int64_t index = 0, differing = 0;
+  for (int64_t i = std::min(u.size(), v.size()); i-- > 0;) {
+    if (!is_other(i)) continue;
+    index = i;
+    ++differing;
+  }
+  return absl::InvalidArgumentError(absl::StrCat(
+      run_name_, ": shard ", first.shard, ": worker ", first.worker_id, " was asked twice for the same ", what, " and answered differently: ",
+      differing, " of ", u.size(), " elements, the first at index ", index, ", ", u[index], " and ", v[index],
+      "; nothing of it was used. Make the model a pure function (dropout off, no running averages, sums in a fixed order) and resume the "
+      "run, or create it anew with repeat_every 0, for a result that cannot be reproduced"));
+}
+
+template <typename Scalar>
 absl::StatusOr<std::vector<LossAnswer>> RemoteObjective<Scalar>::Losses(const Vector<Scalar>& theta,
                                                                         absl::Span<const Trial<Scalar>> trials,
                                                                         const Sample& sample) {
@@ -188,12 +231,18 @@ absl::StatusOr<GradientAnswer<Scalar>> RemoteObjective<Scalar>::Gradient(const V
     unit.request.mutable_gradient()->set_sub_batches(std::min<uint64_t>(parts, unit.request.slice().count()));
   }
 
+  const std::optional<int> repeated = Repeat(units);
+  std::optional<UnitAnswer> first;
   GradientAnswer<Scalar> answer;
   LossReducer loss(1);
   VectorReducer<Scalar> gradient(answer.gradient), second_moment(answer.second_moment);
   std::vector<PartNorm> part_norms;
   HFOPT_RETURN_IF_ERROR(pool_.Evaluate(std::move(units), [&](UnitAnswer unit) -> absl::Status {
     const v1::GradientAnswer& a = unit.answer.gradient();
+    if (first.has_value() && unit.shard == repeated) {
+      return CheckRepeated(*first, first->answer.gradient().gradient_transfer(), unit, a.gradient_transfer(), "gradient");
+    }
+    if (unit.shard == repeated) first = unit;
     loss.Add({a.loss_sum()}, a.weight());
     HFOPT_RETURN_IF_ERROR(Add(unit, a.gradient_transfer(), a.weight(), "gradient", gradient));
     if (extras.second_moment) {

@@ -3,6 +3,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -20,9 +21,14 @@ namespace hfopt::server {
 template <typename Scalar>
 class RemoteObjective : public Objective<Scalar> {
  public:
-  // `pool` outlives this and has its shards set to layout.shards. `run_name` is for messages.
-  RemoteObjective(std::string run_name, WorkerPool& pool, int64_t num_parameters, DataLayout layout)
-      : run_name_(std::move(run_name)), pool_(pool), num_parameters_(num_parameters), layout_(layout) {}
+  // `pool` outlives this and has its shards set to layout.shards. `run_name` is for messages. In every `repeat_every`-th gradient or
+  // product one shard is asked for twice, and answers of one worker that differ are an error; 0: never.
+  RemoteObjective(std::string run_name, WorkerPool& pool, int64_t num_parameters, DataLayout layout, uint32_t repeat_every = 0)
+      : run_name_(std::move(run_name)),
+        pool_(pool),
+        num_parameters_(num_parameters),
+        layout_(layout),
+        repeat_every_(repeat_every) {}
   ~RemoteObjective() override;
 
   int64_t num_parameters() const override { return num_parameters_; }
@@ -41,6 +47,12 @@ class RemoteObjective : public Objective<Scalar> {
  private:
   class RemoteProduct;
 
+  // Asks for the unit of one shard twice, if it is time to: another shard each time. Answers the shard.
+  std::optional<int> Repeat(std::vector<Unit>& units);
+  // INVALID_ARGUMENT naming worker, shard, index and both values unless the vectors have the same bits, where both are of one worker.
+  absl::Status CheckRepeated(const UnitAnswer& first, uint64_t first_transfer, const UnitAnswer& second, uint64_t second_transfer,
+                             absl::string_view what) const;
+
   // One unit for each shard with data in the sample; `request` is completed with the shard's slice.
   std::vector<Unit> MakeUnits(const Sample& sample, const v1::EvaluationRequest& request,
                               const std::vector<NamedVectorPtr>& vectors) const;
@@ -57,6 +69,8 @@ class RemoteObjective : public Objective<Scalar> {
   WorkerPool& pool_;
   const int64_t num_parameters_;
   const DataLayout layout_;
+  const uint32_t repeat_every_;
+  uint64_t evaluations_ = 0;  // gradients and products
   NamedVectorPtr theta_;
   std::vector<NamedVectorPtr> directions_;  // of the last Losses call
 };

@@ -18,7 +18,7 @@ int64_t VectorsHeld(const OptimizerOptions& options, int shards) {
   }
   return 4 + 8 + 2 * (flexible ? cg.orthogonalization_depth : 1) + kept +
          (lbfgs ? 5 * options.preconditioner.memory : 0) + 4 +
-         shards * (options.preconditioner.squared_gradients ? 2 : 1);
+         (shards + 1) * (options.preconditioner.squared_gradients ? 2 : 1);
 }
 
 int64_t BytesNeeded(const OptimizerOptions& options, int shards, int64_t num_parameters, int element_size) {

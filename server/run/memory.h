@@ -15,7 +15,8 @@ namespace hfopt::server {
 //   kept CG iterates, ceil(ratio^j) up to the cap N, and the last                K(N, ratio) + 1
 //   L-BFGS with memory m: old pairs 2 m, new pairs 2 m, y of the preconditioner m 5 m
 //   named copies: theta and three candidate directions                           4
-//   answers of S shards waiting for their turn, twice with the second moment     S or 2 S
+//   answers of S shards waiting for their turn, and one that was asked for
+//   twice; twice as many with the second moment                                  S + 1 or 2 S + 2
 // Pages of shared memory that were written stay with their session: where shards wander between workers of this machine, each of them may
 // have as many slots as it ever had answers waiting.
 int64_t VectorsHeld(const OptimizerOptions& options, int shards);

@@ -471,7 +471,8 @@ template <typename Scalar>
 absl::StatusOr<Termination> Run::Drive() {
   HFOPT_ASSIGN_OR_RETURN(const DataLayout layout, AwaitLayout());
   const int64_t num_parameters = Snapshot().num_parameters();
-  RemoteObjective<Scalar> objective(absl::StrCat("runs/", id_), *pool_, num_parameters, layout);
+  RemoteObjective<Scalar> objective(absl::StrCat("runs/", id_), *pool_, num_parameters, layout,
+                                    Snapshot().options().repeat_every());
   HFOPT_ASSIGN_OR_RETURN(OptimizerState<Scalar> state, LoadOrInitialize<Scalar>(objective));
   std::optional<Journal> journal;
   std::optional<JournaledObjective<Scalar>> journaled;

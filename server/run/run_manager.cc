@@ -42,6 +42,8 @@ absl::StatusOr<v1::RunOptions> CompleteOptions(v1::RunOptions options, const Run
     return absl::InvalidArgumentError(
         absl::StrCat("options.keep_checkpoints is ", options.keep_checkpoints(), "; allowed: 0 (the server's default) to 1000000"));
   }
+  constexpr uint32_t kDefaultRepeatEvery = 100;
+  if (!options.has_repeat_every()) options.set_repeat_every(kDefaultRepeatEvery);
   HFOPT_ASSIGN_OR_RETURN(const OptimizerOptions optimizer, OptionsFromProto(options.optimizer()));
   *options.mutable_optimizer() = OptionsToProto(optimizer, options.optimizer().preset());
   if (options.num_parameters() != 0) {
@@ -58,6 +60,7 @@ absl::StatusOr<v1::RunOptions> CompleteOptions(v1::RunOptions options, const Run
 std::string Difference(const v1::RunOptions& requested, v1::RunOptions completed, const v1::RunOptions& existing) {
   if (requested.shards() == 0) completed.set_shards(existing.shards());
   if (requested.lease_seconds() == 0) completed.set_lease_seconds(existing.lease_seconds());
+  if (!existing.has_repeat_every()) completed.clear_repeat_every();  // stored before there was such a thing
   if (requested.keep_checkpoints() == 0) completed.set_keep_checkpoints(existing.keep_checkpoints());
   std::string difference;
   google::protobuf::util::MessageDifferencer differencer;
