@@ -79,9 +79,9 @@ LEARNING_ABLATION = (
 ) + tuple((f"sampling + {name}", settings) for name, settings in PRECONDITIONERS)
 
 DETERMINISTIC_ABLATION = (
-    ("frozen m=32 (ours)", ()),
+    ("frozen m=64 (ours)", ()),
     ("no preconditioner", tuple(options(preconditioner__lbfgs="none"))),
-) + tuple((name, settings) for name, settings in PRECONDITIONERS if "m=32" not in name and "diagonal" not in name)
+) + tuple((name, settings) for name, settings in PRECONDITIONERS if "m=64" not in name and "diagonal" not in name)
 
 LEARNING_RIVALS = ("sgd", "adam", "lbfgs")
 ALL_DATA = tuple(options(samples__curvature_fraction=1))
