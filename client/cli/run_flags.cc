@@ -49,6 +49,7 @@ absl::StatusOr<v1::RunOptions> RunFlags::ToProto() const {
   if (num_parameters) options.set_num_parameters(*num_parameters);
   if (lease_seconds) options.set_lease_seconds(*lease_seconds);
   if (journal_seconds) options.set_journal_seconds(*journal_seconds);
+  if (repeat_every) options.set_repeat_every(*repeat_every);
   if (max_wall_seconds) options.set_max_wall_seconds(*max_wall_seconds);
   if (max_iterations) optimizer.mutable_stop()->set_max_iterations(*max_iterations);
   if (max_example_passes) optimizer.mutable_stop()->set_max_example_passes(*max_example_passes);
@@ -83,6 +84,9 @@ void AddRunFlags(CLI::App& command, RunFlags& flags) {
   command.add_option("--journal", flags.journal_seconds,
                      "Keep the answers of the iteration under way on the server's disk, synced every so many seconds: for iterations that take long")
       ->type_name("SECONDS")
+      ->group(group);
+  command.add_option("--repeat-every", flags.repeat_every,
+                     "In every so many gradients or products ask for one shard twice, to find workers that contradict themselves; 0: never")
       ->group(group);
   command.add_option("--keep-checkpoints", flags.keep_checkpoints, "Checkpoints kept besides the best")->group(group);
   command

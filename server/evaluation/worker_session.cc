@@ -35,15 +35,29 @@ void WorkerSession::OnReadDone(bool ok) {
     return;
   }
   last_heard_ = absl::ToUnixNanos(absl::Now());
-  const absl::Status status = CatchOutOfMemory([this] { return HandleIncoming(); });
-  incoming_.Clear();
-  if (!status.ok()) {
-    // One that breaks the protocol is sent away, and not waited for.
-    if (pool_ != nullptr) pool_->OnDrain(this);
-    Close(status);
-    return;
+  if (!IsClosing()) {
+    const absl::Status status = CatchOutOfMemory([this] { return HandleIncoming(); });
+    if (!status.ok()) {
+      // One that breaks the protocol is sent away, and not waited for.
+      if (pool_ != nullptr) pool_->OnDrain(this);
+      assemblers_.clear();
+      handed_over_.clear();
+      Close(status);
+    }
   }
-  StartRead(&incoming_);
+  incoming_.Clear();
+  ReadOn();
+}
+
+bool WorkerSession::IsClosing() {
+  absl::MutexLock lock(&mu_);
+  return closing_.has_value();
+}
+
+// Also when the session is closing, to no use: a worker may not read, and so not let our last write go, before it has written.
+void WorkerSession::ReadOn() {
+  absl::MutexLock lock(&mu_);
+  if (!finished_) StartRead(&incoming_);
 }
 
 absl::Status WorkerSession::HandleIncoming() {

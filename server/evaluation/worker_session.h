@@ -66,6 +66,8 @@ class WorkerSession final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grp
   absl::Status HandleChunk(uint64_t transfer, uint64_t offset, uint64_t size, absl::FunctionRef<void(char* to)> copy);
   absl::Status HandleAnswer(v1::Answer answer);
   absl::Status HandleAttached();
+  bool IsClosing();
+  void ReadOn();
 
   // Starts the next write or the end, unless one is under way.
   void Pump();

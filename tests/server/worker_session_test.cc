@@ -59,7 +59,7 @@ class WorkerSessionTest : public ::testing::Test {
     return stream_->Finish();
   }
 
-  v1::Welcome SayHello(const std::string& host = wire::HostName()) {
+  void WriteHello(const std::string& host = wire::HostName()) {
     v1::SessionRequest message;
     v1::Hello& hello = *message.mutable_hello();
     hello.set_protocol_version(1);
@@ -72,6 +72,9 @@ class WorkerSessionTest : public ::testing::Test {
     hello.add_element_types(v1::ELEMENT_TYPE_FLOAT32);
     hello.set_host(host);
     Write(message);
+  }
+  v1::Welcome SayHello(const std::string& host = wire::HostName()) {
+    WriteHello(host);
     return Read().welcome();
   }
   void Attach(const v1::Welcome& welcome) {
@@ -246,6 +249,17 @@ TEST(WorkerSession, EndsWithAStatusWhenMemoryGivesOut) {
   EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   server->Shutdown();
   server->Wait();
+}
+
+// The transport in the process holds a write back until the other side reads: Welcome waits for the worker, which waits for the session to read on.
+TEST_F(WorkerSessionTest, EndsAlsoForAWorkerThatWritesOnBeforeItReads) {
+  WriteHello();
+  v1::SessionRequest second_hello;
+  second_hello.mutable_hello();
+  for (int i = 0; i < 3; ++i) stream_->Write(second_hello);
+  const grpc::Status end = End();
+  EXPECT_EQ(end.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(end.error_message(), HasSubstr("twice"));
 }
 
 }  // namespace
