@@ -40,7 +40,7 @@ class Bench:
         self.seeds = list(range(1, arguments.seeds + 1))
         self.work = pathlib.Path(arguments.work) / name
         self.work.mkdir(parents=True, exist_ok=True)
-        self.service = training.Service(build, self.work, arguments.workers, arguments.resume, log)
+        self.service = training.Service(build, self.work, arguments.workers, arguments.resume, log, arguments.worker_binary)
         # On one core what is compared with a single-threaded rival, and what has a single worker anyway.
         self.one_core = ("taskset", "-c", str(min(os.sched_getaffinity(0))))
         self.prefix = self.one_core if task.deterministic else ()
@@ -164,6 +164,7 @@ def main():
     parser.add_argument("--json", metavar="FILE", help="write everything that was measured")
     parser.add_argument("--resume", action="store_true", help="do not train again what an earlier call has trained")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--worker-binary", metavar="FILE", help="in the place of hfopt-worker; takes its options")
     parser.add_argument("--tuned", metavar="NAME", help="take this setting of the grid, chosen before, instead of tuning")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--parts", default="compare,ablation,systems,rivals", help="what to do; by default all: %(default)s")
