@@ -1,9 +1,9 @@
 #include "client/cli/progress.h"
 
-#include <algorithm>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <optional>
