@@ -3,6 +3,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <optional>
@@ -44,8 +45,10 @@ std::string ShortCgStop(v1::CgStop stop) {
 
 std::string FormatMetric(const v1::IterationReport& report) {
   if (report.metrics().empty()) return "-";
-  const auto& [name, value] = *report.metrics().begin();
-  return absl::EndsWith(name, "errors") ? FormatPercent(value) : absl::StrFormat("%.4g", value);
+  // The first by name: a map of Protocol Buffers has no order. A rate of errors that counts several for each example is no percentage.
+  const auto& [name, value] = *std::min_element(report.metrics().begin(), report.metrics().end(),
+                                                [](const auto& a, const auto& b) { return a.first < b.first; });
+  return absl::EndsWith(name, "errors") && value <= 1 ? FormatPercent(value) : absl::StrFormat("%.4g", value);
 }
 
 ProgressStyle ProgressStyle::Of(int file_descriptor) {

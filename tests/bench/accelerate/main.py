@@ -40,7 +40,7 @@ class Bench:
         self.seeds = list(range(1, arguments.seeds + 1))
         self.work = pathlib.Path(arguments.work) / name
         self.work.mkdir(parents=True, exist_ok=True)
-        self.service = training.Service(build, self.work, arguments.workers, arguments.resume, log)
+        self.service = training.Service(build, self.work, arguments.workers, arguments.resume, log, arguments.worker_binary)
         # On one core what is compared with a single-threaded rival, and what has a single worker anyway.
         self.one_core = ("taskset", "-c", str(min(os.sched_getaffinity(0))))
         self.prefix = self.one_core if task.deterministic else ()
@@ -58,6 +58,9 @@ class Bench:
 
     def tune(self, budget):
         """The grid's setting with the lowest held-out loss after `budget` seconds, half of what `published` took, on the first seed."""
+        for name, settings in self.task.grid:
+            if name == self.arguments.tuned:
+                return name, settings
         attempts = [(self.baseline(f"tuning: {name}", settings, self.seeds[0], seconds=budget), name, settings)
                     for name, settings in self.task.grid]
         for attempt, _, _ in attempts:
@@ -161,6 +164,8 @@ def main():
     parser.add_argument("--json", metavar="FILE", help="write everything that was measured")
     parser.add_argument("--resume", action="store_true", help="do not train again what an earlier call has trained")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--worker-binary", metavar="FILE", help="in the place of hfopt-worker; takes its options")
+    parser.add_argument("--tuned", metavar="NAME", help="take this setting of the grid, chosen before, instead of tuning")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--parts", default="compare,ablation,systems,rivals", help="what to do; by default all: %(default)s")
     parser.add_argument("--data", metavar="DIR", help="data folder in the layout of the task's own (AN4 or IDX)")
@@ -177,6 +182,8 @@ def main():
         task = dataclasses.replace(task, model=(*task.model, "--layers", arguments.layers))
     if arguments.seconds:
         task = dataclasses.replace(task, seconds=arguments.seconds, rival_seconds=min(arguments.seconds, task.rival_seconds))
+    if arguments.tuned and arguments.tuned not in dict(task.grid):
+        parser.error(f"--tuned {arguments.tuned!r} is not in the grid of {arguments.task}: {', '.join(map(repr, dict(task.grid)))}")
     parts = set(arguments.parts.split(","))
     if parts - {"compare", "ablation", "systems", "rivals"} or "ablation" in parts and "compare" not in parts:
         parser.error(f"--parts {arguments.parts}: any of compare, ablation (which needs compare for its target), systems, rivals")

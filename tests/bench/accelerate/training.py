@@ -71,13 +71,14 @@ def converged_at(points, improvement=1e-3, over=3):
 class Service:
     """Runs `hfopt train`, one directory for each variant; what is done already is not done again when `resume`."""
 
-    def __init__(self, build, work, workers, resume, log):
+    def __init__(self, build, work, workers, resume, log, worker_binary=None):
         self.hfopt = build / "client" / "cli" / "hfopt"
         self.server = build / "server" / "hfopt-server"
         self.work = pathlib.Path(work)
         self.workers = workers
         self.resume = resume
         self.log = log
+        self.worker_binary = worker_binary
 
     def train(self, name, task, preset, settings, seed, *, seconds, iterations=None, target=None, data=None, prefix=()):
         workers = 1 if task.deterministic else self.workers
@@ -86,6 +87,8 @@ class Service:
                    "--max-wall-seconds", f"{seconds:.6g}", *settings]
         if data:
             command += ["--data", str(data)]
+        if self.worker_binary:
+            command += ["--worker-binary", self.worker_binary]
         if iterations:
             command += ["--max-iterations", str(iterations)]
         if target is not None:

@@ -48,6 +48,16 @@ TEST(Progress, WithoutTerminalEachIterationIsAPlainLine) {
             "passes 2.50, 2.0 s, about 1:30 left\n");
 }
 
+TEST(Progress, OfSeveralMetricsTheFirstByNameIsShownAndOnlyARateAsAPercentage) {
+  v1::IterationReport report;
+  (*report.mutable_metrics())["squared_error"] = 20.6;
+  EXPECT_EQ(FormatMetric(report), "20.6");
+  (*report.mutable_metrics())["errors"] = 30.508;
+  EXPECT_EQ(FormatMetric(report), "30.51");
+  (*report.mutable_metrics())["errors"] = 0.382;
+  EXPECT_EQ(FormatMetric(report), "38.2 %");
+}
+
 TEST(Progress, SaysWhenAStepWasRejected) {
   std::ostringstream out;
   Progress progress(out, {.columns = false}, v1::Run());
