@@ -90,6 +90,13 @@ def as_model(loss: Callable[..., Any], grad: Callable[..., Any], gnvp: Optional[
     return FunctionModel(loss, grad, gnvp, linearize, x0, num_examples, signature, element_types)
 
 
+def least_squares_model(fun: Callable[..., Any], x0: Any, jac: Any, *, args: Tuple[Any, ...] = (),
+                        kwargs: Optional[Mapping[str, Any]] = None) -> FunctionModel:
+    """The `hfopt.Model` that `least_squares` trains, with the loss |fun(x)|^2 / 2, for `hfopt.check` and
+    `hfopt.serve`; the arguments are those of `least_squares`."""
+    return _Residuals(fun, jac, args, dict(kwargs or {}), x0).model()
+
+
 @dataclass
 class LeastSquaresResult(Result):
     """A Result under the names of scipy.optimize.OptimizeResult as well."""
@@ -145,11 +152,8 @@ def least_squares(fun: Callable[..., Any], x0: Any, jac: Any = None, *, args: Tu
     There are no bounds and no robust losses: for those use SciPy. Raises ValueError for residuals or a Jacobian of a
     wrong shape.
     """
-    start = np.array(x0, dtype=np.float64)
-    problem = _Residuals(fun, jac, args, dict(kwargs or {}), len(np.atleast_1d(start)))
-    model = as_model(problem.loss, problem.grad, linearize=problem.linearize, x0=start,
-                     element_types=("float64", "float32"),
-                     signature=f"least squares of {problem.count(start)} residuals")
+    problem = _Residuals(fun, jac, args, dict(kwargs or {}), x0)
+    model = problem.model()
     ends = {
         "stop.gradient_tolerance": gtol, "stop.patience": 5 if ftol > 0 else 0, "stop.min_improvement": ftol,
         **(options or {})
@@ -163,7 +167,7 @@ def least_squares(fun: Callable[..., Any], x0: Any, jac: Any = None, *, args: Tu
 class _Residuals:
     """Losses, gradients and products of residuals, with what was computed at the last point kept."""
 
-    def __init__(self, fun: Callable[..., Any], jac: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any], n: int):
+    def __init__(self, fun: Callable[..., Any], jac: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any], x0: Any):
         if jac is None:
             raise TypeError(
                 "least_squares needs jac: a function that answers the Jacobian (dense, sparse or a LinearOperator), or "
@@ -171,10 +175,17 @@ class _Residuals:
                 "of fun")
         if isinstance(jac, str) and jac != "2-point":
             raise ValueError(f"jac is \"{jac}\"; allowed: a function, a pair (jvp, vjp), or \"2-point\"")
-        self._fun, self._jac, self._args, self._kwargs, self._n = fun, jac, args, kwargs, n
+        self._fun, self._jac, self._args, self._kwargs = fun, jac, args, kwargs
+        self._x0 = np.array(x0, dtype=np.float64)
+        self._n = self._x0.size
         self._at: Optional[Tuple[bytes, Array]] = None  # the last point and the residuals there
         self._m: Optional[int] = None
         self.nfev = self.njev = 0
+
+    def model(self) -> FunctionModel:
+        return as_model(self.loss, self.grad, linearize=self.linearize, x0=self._x0,
+                        element_types=("float64", "float32"),
+                        signature=f"least squares of {self.count(self._x0)} residuals")
 
     def residuals(self, x: Array) -> Array:
         key = x.tobytes()
