@@ -201,10 +201,10 @@ class _Residuals:
         return 0.5 * float(np.dot(r, r))
 
     def grad(self, x: Array) -> Array:
-        return self._products(x)[1](self.residuals(x))
+        return self.linearized(x)[1](self.residuals(x))
 
     def linearize(self, x: Array) -> Products:
-        forward, back = self._products(x)
+        forward, back = self.linearized(x)
         return lambda v: back(forward(v))
 
     def _evaluate(self, x: Array) -> Array:
@@ -216,7 +216,7 @@ class _Residuals:
         self._m = len(r)
         return r
 
-    def _products(self, x: Array) -> Tuple[Products, Products]:
+    def linearized(self, x: Array) -> Tuple[Products, Products]:
         """v -> J v and u -> J'u at x."""
         self.njev += 1
         if isinstance(self._jac, tuple):

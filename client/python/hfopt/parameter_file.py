@@ -38,7 +38,7 @@ def save_parameters(path: Any, parameters: Any, metadata: Optional[Mapping[str, 
     try:
         with open(temporary, "wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
-            file.write(memoryview(np.ascontiguousarray(theta, _DTYPES[dtype])))
+            file.write(np.ascontiguousarray(theta, _DTYPES[dtype]).data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -1,5 +1,5 @@
-"""The scientific examples, shortened: derivatives against differences and dense matrices, solutions against SciPy's; and
-the code of client/python/science.md runs as it is printed."""
+"""The scientific examples, shortened: derivatives against differences and dense matrices, solutions against SciPy's;
+and the code of client/python/science.md runs as it is printed."""
 
 import contextlib
 import io
