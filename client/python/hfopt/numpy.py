@@ -54,6 +54,7 @@ class FunctionModel:
         return self._x0.astype(dtype)
 
     def weight(self, held_out: bool, indices: Array) -> float:
+        """The number of examples."""
         return len(indices)
 
     def _which(self, held_out: bool, indices: Array) -> Tuple[Any, ...]:
@@ -121,6 +122,7 @@ class LeastSquaresResult(Result):
 
     @property
     def message(self) -> str:
+        """Why it ended, in words; the same as `detail`."""
         return self.detail
 
     __repr__ = Result.__repr__
@@ -147,6 +149,8 @@ def least_squares(fun: Callable[..., Any], x0: Any, jac: Any = None, *, args: Tu
              means that rounding lets it fall no more: where the problem is ill-conditioned, the last digits of the cost
              are many digits of x
     target_cost, max_iterations, max_seconds end it too
+    dtype    "float64", or "float32" for vectors of half the size: residuals are taken in float64 all the same
+    preset, options, callbacks, progress   as in `fit`
     where    `directory`, `resume`, `server`, `run`, `worker_id`, `shards` (1) as in `fit`
 
     There are no bounds and no robust losses: for those use SciPy. Raises ValueError for residuals or a Jacobian of a

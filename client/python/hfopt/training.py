@@ -81,7 +81,7 @@ class Result:
 
 
 class TrainingRun:
-    """A run as callbacks see it."""
+    """A run as callbacks see it. Made by `fit`."""
 
     def __init__(self, client: RunClient, run_id: str):
         self.run_id, self._client = run_id, client
@@ -179,7 +179,8 @@ def fit(model: Any, loss: Any = None, train_data: Any = None, heldout_data: Any 
 
 def serve(model: Model, run: str, server: str = "localhost:7447", worker_id: Optional[str] = None,
           security: Security = Security(), **worker_options: Any) -> Finished:
-    """Works for a run of a server until it ends; `hfopt.Worker` has the options. The run is created, started and
+    """Works for a run of a server until it ends, with a model and as `worker_id`; `hfopt.Worker` says what these are and
+    has the other options. `security`: TLS, certificates, a token. The run is created, started and
     watched elsewhere, for example by `hfopt run create`. Ctrl-C leaves; what is done then is done by other workers, or
     waits for this one."""
     return Worker(model, run, worker_id, **worker_options).run(server, security)
