@@ -7,6 +7,8 @@ BUILD_PACKAGES=(
 TEST_PACKAGES=(
   libbenchmark-dev libgmock-dev libgtest-dev
   python3 python3-grpcio python3-numpy python3-protobuf python3-setuptools python3-wheel)
+# What the Python package works with: its tests skip, with a message, what is not there.
+PYTHON_TEST_PACKAGES=(python3-ipykernel python3-matplotlib python3-nbclient python3-pandas python3-scipy python3-sklearn)
 
 # install_packages PACKAGE...: those that are missing, from the distribution. Quiet and quick when nothing is.
 install_packages() {

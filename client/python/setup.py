@@ -1,4 +1,5 @@
-"""Builds the wheel: the modules, and the messages of proto/hfopt/v1 as Python.
+"""Builds the wheel: the modules, and the messages of proto/hfopt/v1 as Python. A source distribution has the .proto
+files instead, and builds from them.
 
 protoc and grpc_python_plugin on PATH are preferred to the package grpcio-tools: messages work with a runtime that is at
 least as new as the compiler they come from, so those of a distribution's compiler work with its own packages and with
@@ -15,6 +16,7 @@ import sys
 
 from setuptools import Distribution, setup
 from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 
 try:
     from setuptools.command.bdist_wheel import bdist_wheel
@@ -22,7 +24,8 @@ except ImportError:  # before setuptools 70
     from wheel.bdist_wheel import bdist_wheel
 
 HERE = pathlib.Path(__file__).resolve().parent
-PROTOS = HERE.parent.parent / "proto"
+# A source distribution has the .proto files beside this file.
+PROTOS = HERE / "proto" if (HERE / "proto").is_dir() else HERE.parent.parent / "proto"
 SERVER = os.environ.get("HFOPT_WHEEL_SERVER")
 
 
@@ -32,7 +35,7 @@ def generate_messages(folder):
     if not files:
         raise SystemExit(
             f"{PROTOS}/hfopt/v1 has no .proto files: build in a checkout of the whole repository (pip install "
-            "client/python)")
+            "client/python), or from a source distribution")
     plugin = shutil.which("grpc_python_plugin")
     if shutil.which("protoc") and plugin:
         command = ["protoc", f"--plugin=protoc-gen-grpc_python={plugin}"]
@@ -53,6 +56,12 @@ class Build(build_py):
             shutil.copy(SERVER, folder / "hfopt/bin/hfopt-server")
 
 
+class Source(sdist):
+    def make_release_tree(self, base_dir, files):
+        super().make_release_tree(base_dir, files)
+        shutil.copytree(PROTOS / "hfopt/v1", pathlib.Path(base_dir) / "proto/hfopt/v1")
+
+
 class Package(Distribution):
     def has_ext_modules(self):  # whether it is for one platform
         return bool(SERVER)
@@ -64,4 +73,4 @@ class Wheel(bdist_wheel):
         return ("py3", "none", platform) if SERVER else (python, abi, platform)
 
 
-setup(distclass=Package, cmdclass={"build_py": Build, "bdist_wheel": Wheel})
+setup(distclass=Package, cmdclass={"build_py": Build, "bdist_wheel": Wheel, "sdist": Source})

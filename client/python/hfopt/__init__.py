@@ -29,6 +29,7 @@ except ModuleNotFoundError as _error:
 from . import numpy
 from .allocator import keep_freed_pages
 from .derivative_check import CheckReport, check
+from .estimator import LeastSquaresRegressor
 from .errors import Error, Interrupted
 from .model import Model
 from .numpy import least_squares
@@ -42,9 +43,9 @@ from .worker import Finished, Worker
 
 __version__ = "0.1.0"
 __all__ = [
-    "CheckReport", "Error", "Finished", "History", "Interrupted", "Model", "Parameters", "Result", "RunClient",
-    "Security", "SplitMix64", "TrainingRun", "Worker", "check", "fit", "keep_freed_pages", "least_squares",
-    "load_parameters", "numpy", "option_names", "save_parameters", "serve", "shuffled_indices"]
+    "CheckReport", "Error", "Finished", "History", "Interrupted", "LeastSquaresRegressor", "Model", "Parameters",
+    "Result", "RunClient", "Security", "SplitMix64", "TrainingRun", "Worker", "check", "fit", "keep_freed_pages",
+    "least_squares", "load_parameters", "numpy", "option_names", "save_parameters", "serve", "shuffled_indices"]
 
 
 def __getattr__(name: str) -> _Any:

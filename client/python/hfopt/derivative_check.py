@@ -24,6 +24,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
+        """Whether the error is within the limit."""
         return self.error <= self.limit
 
 
@@ -32,6 +33,7 @@ class CheckReport(List[Check]):
 
     @property
     def passed(self) -> bool:
+        """Whether all checks did."""
         return all(check.passed for check in self)
 
     @property
@@ -80,17 +82,19 @@ class _Worst:
 
 def check(model: Model, theta: Any = None, *, dtype: Any = None, examples: int = 256, probes: int = 3, seed: int = 1,
           held_out: bool = False) -> CheckReport:
-    """Checks a model against itself at theta, by default its initial parameters for the seed.
+    """Checks a model against itself at theta, n numbers, by default its initial parameters for the seed.
 
-    On the first `examples` examples of the training data, or of the held-out data, in the given element type (by
-    default float64 if the model has it: limits are tighter): the gradient against central differences of the loss along
+    On the first `examples` examples of the training data, or with `held_out` of the held-out data, computed in `dtype`
+    ("float32" or "float64"; by default float64 if the model has it: limits are tighter): the gradient against central differences of the loss along
     `probes` directions of random signs; the Gauss-Newton product for symmetry, linearity and positive semidefiniteness;
     every answer for determinism, asked twice; sums and weights for consistency over two halves; squares of gradients
     against single examples.
 
     Whether the product is J'HJ and not another symmetric positive semidefinite operator cannot be seen from these
     answers; a product that is off by a factor, or that lacks a term of the loss, may pass. Compare it with a dense J'HJ
-    on a small example for that.
+    on a small example for that, or let `hfopt conformance` look at it.
+
+    Raises ValueError where theta or an answer has the wrong shape; what the model raises passes through.
     """
     if dtype is None:
         dtype = "float64" if "float64" in element_types(model) else "float32"

@@ -7,6 +7,7 @@ held_out_labels)) result = hfopt.fit(model) params = model.unflatten(result.para
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
 
@@ -51,9 +52,9 @@ class JaxModel(_adapter.Adapter):
         loss and some of the data.
 
     theta and v: shape (num_parameters,), float32 or float64, read only, in the order of jax.flatten_util.ravel_pytree.
-    What is computed has the type of theta (float64 under jax.enable_x64, switched on around each call), and so have
-    floating-point data. Everything is a pure function of the arguments: equal ones give equal bits on the same machine
-    (on GPUs that takes XLA_FLAGS=--xla_gpu_deterministic_ops=true).
+    What is computed has the type of theta (float64 under jax.enable_x64, switched on around each call; TypeError where
+    float32 comes out all the same), and so have floating-point data. Everything is a pure function of the arguments:
+    equal ones give equal bits on the same machine (on GPUs that takes XLA_FLAGS=--xla_gpu_deterministic_ops=true).
     """
 
     def __init__(
@@ -237,8 +238,16 @@ class JaxModel(_adapter.Adapter):
             structure, [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves)]
         )
         if self._loss.function is not None:
-            return self._loss.function(lambda *inputs: self._apply(params, *inputs), batch), None
-        return self._apply(params, batch[0]), batch[1]
+            outputs = self._loss.function(lambda *inputs: self._apply(params, *inputs), batch)
+        else:
+            outputs = self._apply(params, batch[0])
+        for leaf in jax.tree_util.tree_leaves(outputs) if theta.dtype == np.float64 else ():
+            if leaf.dtype != theta.dtype:
+                raise TypeError(
+                    f"float64 was asked for, but from parameters and data in float64 the function computes "
+                    f"{leaf.dtype}: something in it casts. Take the cast out, or ask for dtype=\"float32\""
+                )
+        return outputs, None if self._loss.function is not None else batch[1]
 
     # Pieces.
 
@@ -306,9 +315,21 @@ def _total(terms: jax.Array) -> float:
 
 @contextlib.contextmanager
 def _precision(dtype: Any) -> Iterator[None]:
-    """float64 is computed in float64."""
-    with _enable_x64(np.dtype(dtype) == np.float64):
+    """float64 is computed in float64, whatever jax_enable_x64 says outside."""
+    double = np.dtype(dtype) == np.float64
+    if double and not _has_float64():
+        raise TypeError(
+            f"float64 was asked for, but JAX {jax.__version__} on {jax.default_backend()} computes in float32: set "
+            "JAX_ENABLE_X64=1 before it is imported, or ask for dtype=\"float32\""
+        )
+    with _enable_x64(double):
         yield
+
+
+@functools.lru_cache(maxsize=None)
+def _has_float64() -> bool:
+    with _enable_x64(True):
+        return bool(jnp.ones(1, np.float64).dtype == np.float64)
 
 
 as_model = JaxModel

@@ -140,6 +140,8 @@ class Loss:
 
 @dataclasses.dataclass(frozen=True)
 class CrossEntropy(Loss):
+    """Made by `cross_entropy`, which says what the fields are."""
+
     ignore_index: int
     weighted: bool
     class_weights: Optional[Tuple[float, ...]]
@@ -209,6 +211,7 @@ class _Elementwise(Loss):
 
 
 class BinaryCrossEntropy(_Elementwise):
+    """Made by `binary_cross_entropy`."""
 
     def terms(self, outputs: Array, targets: Any) -> Terms:
         library = _library(outputs)
@@ -228,6 +231,7 @@ class BinaryCrossEntropy(_Elementwise):
 
 
 class SquaredError(_Elementwise):
+    """Made by `squared_error`."""
 
     def terms(self, outputs: Array, targets: Any) -> Terms:
         targets, factors, weights = self._parts(outputs, targets)
@@ -240,6 +244,8 @@ class SquaredError(_Elementwise):
 
 @dataclasses.dataclass(frozen=True)
 class Residuals(Loss):
+    """Made by `residuals`."""
+
     of: Callable[..., Any]
 
     @property
@@ -256,6 +262,8 @@ class Residuals(Loss):
 
 @dataclasses.dataclass(frozen=True)
 class Custom(Loss):
+    """Made by `custom`."""
+
     value: Callable[..., Any]
     product: Union[Callable[..., Any], str]
 
@@ -280,6 +288,8 @@ class Custom(Loss):
 
 @dataclasses.dataclass(frozen=True)
 class Ctc(Loss):
+    """Made by `ctc`."""
+
     blank: int
 
     def _parts(self, outputs: Array, targets: Any) -> Tuple[Array, Array, Array]:

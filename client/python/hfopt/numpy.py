@@ -54,6 +54,7 @@ class FunctionModel:
         return self._x0.astype(dtype)
 
     def weight(self, held_out: bool, indices: Array) -> float:
+        """The number of examples."""
         return len(indices)
 
     def _which(self, held_out: bool, indices: Array) -> Tuple[Any, ...]:
@@ -90,6 +91,13 @@ def as_model(loss: Callable[..., Any], grad: Callable[..., Any], gnvp: Optional[
     return FunctionModel(loss, grad, gnvp, linearize, x0, num_examples, signature, element_types)
 
 
+def least_squares_model(fun: Callable[..., Any], x0: Any, jac: Any, *, args: Tuple[Any, ...] = (),
+                        kwargs: Optional[Mapping[str, Any]] = None) -> FunctionModel:
+    """The `hfopt.Model` that `least_squares` trains, with the loss |fun(x)|^2 / 2, for `hfopt.check` and
+    `hfopt.serve`; the arguments are those of `least_squares`."""
+    return _Residuals(fun, jac, args, dict(kwargs or {}), x0).model()
+
+
 @dataclass
 class LeastSquaresResult(Result):
     """A Result under the names of scipy.optimize.OptimizeResult as well."""
@@ -114,6 +122,7 @@ class LeastSquaresResult(Result):
 
     @property
     def message(self) -> str:
+        """Why it ended, in words; the same as `detail`."""
         return self.detail
 
     __repr__ = Result.__repr__
@@ -140,16 +149,15 @@ def least_squares(fun: Callable[..., Any], x0: Any, jac: Any = None, *, args: Tu
              means that rounding lets it fall no more: where the problem is ill-conditioned, the last digits of the cost
              are many digits of x
     target_cost, max_iterations, max_seconds end it too
+    dtype    "float64", or "float32" for vectors of half the size: residuals are taken in float64 all the same
+    preset, options, callbacks, progress   as in `fit`
     where    `directory`, `resume`, `server`, `run`, `worker_id`, `shards` (1) as in `fit`
 
     There are no bounds and no robust losses: for those use SciPy. Raises ValueError for residuals or a Jacobian of a
     wrong shape.
     """
-    start = np.array(x0, dtype=np.float64)
-    problem = _Residuals(fun, jac, args, dict(kwargs or {}), len(np.atleast_1d(start)))
-    model = as_model(problem.loss, problem.grad, linearize=problem.linearize, x0=start,
-                     element_types=("float64", "float32"),
-                     signature=f"least squares of {problem.count(start)} residuals")
+    problem = _Residuals(fun, jac, args, dict(kwargs or {}), x0)
+    model = problem.model()
     ends = {
         "stop.gradient_tolerance": gtol, "stop.patience": 5 if ftol > 0 else 0, "stop.min_improvement": ftol,
         **(options or {})
@@ -163,7 +171,7 @@ def least_squares(fun: Callable[..., Any], x0: Any, jac: Any = None, *, args: Tu
 class _Residuals:
     """Losses, gradients and products of residuals, with what was computed at the last point kept."""
 
-    def __init__(self, fun: Callable[..., Any], jac: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any], n: int):
+    def __init__(self, fun: Callable[..., Any], jac: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any], x0: Any):
         if jac is None:
             raise TypeError(
                 "least_squares needs jac: a function that answers the Jacobian (dense, sparse or a LinearOperator), or "
@@ -171,10 +179,17 @@ class _Residuals:
                 "of fun")
         if isinstance(jac, str) and jac != "2-point":
             raise ValueError(f"jac is \"{jac}\"; allowed: a function, a pair (jvp, vjp), or \"2-point\"")
-        self._fun, self._jac, self._args, self._kwargs, self._n = fun, jac, args, kwargs, n
+        self._fun, self._jac, self._args, self._kwargs = fun, jac, args, kwargs
+        self._x0 = np.array(x0, dtype=np.float64)
+        self._n = self._x0.size
         self._at: Optional[Tuple[bytes, Array]] = None  # the last point and the residuals there
         self._m: Optional[int] = None
         self.nfev = self.njev = 0
+
+    def model(self) -> FunctionModel:
+        return as_model(self.loss, self.grad, linearize=self.linearize, x0=self._x0,
+                        element_types=("float64", "float32"),
+                        signature=f"least squares of {self.count(self._x0)} residuals")
 
     def residuals(self, x: Array) -> Array:
         key = x.tobytes()
@@ -190,10 +205,10 @@ class _Residuals:
         return 0.5 * float(np.dot(r, r))
 
     def grad(self, x: Array) -> Array:
-        return self._products(x)[1](self.residuals(x))
+        return self.linearized(x)[1](self.residuals(x))
 
     def linearize(self, x: Array) -> Products:
-        forward, back = self._products(x)
+        forward, back = self.linearized(x)
         return lambda v: back(forward(v))
 
     def _evaluate(self, x: Array) -> Array:
@@ -205,7 +220,7 @@ class _Residuals:
         self._m = len(r)
         return r
 
-    def _products(self, x: Array) -> Tuple[Products, Products]:
+    def linearized(self, x: Array) -> Tuple[Products, Products]:
         """v -> J v and u -> J'u at x."""
         self.njev += 1
         if isinstance(self._jac, tuple):

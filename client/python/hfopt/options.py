@@ -72,12 +72,16 @@ def set_option(message: Any, name: str, value: Any) -> None:
             message = getattr(message, step)
 
 
-def option_names(descriptor: Optional[Descriptor] = None, prefix: str = "") -> List[str]:
+def option_names() -> List[str]:
     """All names for `options`, enums with their values: ["preset=accelerated|published|deterministic", ...]."""
+    return _option_names(run_pb2.OptimizerOptions.DESCRIPTOR, "")
+
+
+def _option_names(descriptor: Descriptor, prefix: str) -> List[str]:
     names: List[str] = []
-    for field in (descriptor or run_pb2.OptimizerOptions.DESCRIPTOR).fields:
+    for field in descriptor.fields:
         if field.message_type is not None:
-            names += option_names(field.message_type, f"{prefix}{field.name}.")
+            names += _option_names(field.message_type, f"{prefix}{field.name}.")
         elif field.enum_type is not None:
             names.append(f"{prefix}{field.name}={'|'.join(_short_names(field.enum_type))}")
         else:

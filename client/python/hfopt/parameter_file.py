@@ -16,8 +16,9 @@ _LONGEST_HEADER = 100 << 20  # the format's own limit
 
 
 def save_parameters(path: Any, parameters: Any, metadata: Optional[Mapping[str, str]] = None) -> None:
-    """Writes one vector, a Parameters or an array of float32 or float64, with texts that go with it. The file is
-    replaced as a whole, once all is on disk."""
+    """Writes `parameters`, one vector (an hfopt.Parameters, or an array of float32 or float64), and the texts of
+    `metadata` to the file at `path`, which is replaced as a whole, once all is on disk. ValueError for anything but one
+    vector; OSError when it cannot be written."""
     texts = dict(metadata or {})
     if isinstance(parameters, Parameters):
         texts = {**parameters.metadata, "hfopt.iteration": str(parameters.iteration),
@@ -38,7 +39,7 @@ def save_parameters(path: Any, parameters: Any, metadata: Optional[Mapping[str, 
     try:
         with open(temporary, "wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
-            file.write(memoryview(np.ascontiguousarray(theta, _DTYPES[dtype])))
+            file.write(np.ascontiguousarray(theta, _DTYPES[dtype]).data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -48,8 +49,8 @@ def save_parameters(path: Any, parameters: Any, metadata: Optional[Mapping[str, 
 
 
 def load_parameters(path: Any) -> Parameters:
-    """Reads what `save_parameters`, `hfopt params download` or `hfopt train` wrote, or a checkpoint of a server.
-    ValueError, with the reason, when that is no such file."""
+    """Reads the file at `path` that `save_parameters`, `hfopt params download` or `hfopt train` wrote, or a checkpoint
+    of a server. ValueError, with the reason, when that is no such file; OSError when it cannot be read."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")

@@ -37,7 +37,7 @@ class Parameters:
 
 class RunClient:
     """Runs of the server at an address ("localhost:7447", "unix:/path"). A run is named by its id ("an4", not
-    "runs/an4").
+    "runs/an4"). `security`: TLS, certificates, a token.
 
     Every function blocks, at most `timeout` seconds but for transfers of parameters and `watch`, and raises hfopt.Error
     when the server refuses or is not there. Thread-safe. The connection is made at the first call, and belongs to the
@@ -50,6 +50,7 @@ class RunClient:
         self._process: Optional[int] = None
 
     def close(self) -> None:
+        """Ends the connection; the next call makes a new one."""
         if self._channel is not None and self._process == os.getpid():
             self._channel.close()
         self._channel = None
@@ -67,6 +68,7 @@ class RunClient:
         return self._call("CreateRun", run_id=run_id, options=options, request_id=request_id or uuid.uuid4().hex).run
 
     def get(self, run_id: str) -> run_pb2.Run:
+        """A run as it stands: hfopt.v1.Run of proto/hfopt/v1/run.proto. NOT_FOUND where there is none."""
         return self._call("GetRun", name=f"runs/{run_id}").run
 
     def list(self) -> List[run_pb2.Run]:
@@ -81,9 +83,11 @@ class RunClient:
                 return runs
 
     def start(self, run_id: str) -> run_pb2.Run:
+        """Begins a run that was created. FAILED_PRECONDITION when it has begun already."""
         return self._call("StartRun", name=f"runs/{run_id}").run
 
     def pause(self, run_id: str) -> run_pb2.Run:
+        """Stops a run so that `resume` goes on with it; the iteration under way is done again then."""
         return self._call("PauseRun", name=f"runs/{run_id}").run
 
     def resume(self, run_id: str) -> run_pb2.Run:
@@ -91,9 +95,11 @@ class RunClient:
         return self._call("ResumeRun", name=f"runs/{run_id}").run
 
     def cancel(self, run_id: str) -> run_pb2.Run:
+        """Ends a run for good, with the parameters that it has."""
         return self._call("CancelRun", name=f"runs/{run_id}").run
 
     def delete(self, run_id: str) -> None:
+        """Removes a run that is not running, with its checkpoints."""
         self._call("DeleteRun", name=f"runs/{run_id}")
 
     def watch(self, run_id: str, after_iteration: int = 0, stopped: Callable[[], bool] = lambda: False,

@@ -8,12 +8,13 @@ from .model import Array
 
 
 class SplitMix64:
-    """Random 64-bit numbers, the same in every language (Steele, Lea & Flood 2014)."""
+    """Random 64-bit numbers from a seed, the same in every language (Steele, Lea & Flood 2014)."""
 
     def __init__(self, seed: int):
         self.state = seed
 
     def next(self) -> int:
+        """In 0 .. 2^64 - 1."""
         mask = 2**64 - 1
         self.state = z = (self.state + 0x9E3779B97F4A7C15) & mask
         z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask

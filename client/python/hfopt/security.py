@@ -19,7 +19,8 @@ class Security:
     ca_file: Optional[str] = None  # or from one of these; takes TLS
     cert_file: Optional[str] = None  # the client's own certificate with its chain, and its key; both or none, with TLS
     key_file: Optional[str] = None
-    token: Optional[str] = field(default=None, repr=False)  # to show with each call ("authorization: Bearer TOKEN"), or the file that holds it
+    # To show with each call ("authorization: Bearer TOKEN"), or the file that holds it.
+    token: Optional[str] = field(default=None, repr=False)
     token_file: Optional[str] = None
     insecure: bool = False  # send the token to another machine without TLS
 
@@ -39,6 +40,7 @@ class Security:
 
     @property
     def is_encrypted(self) -> bool:
+        """Whether connections use TLS."""
         return self.tls or self.ca_file is not None
 
     def check(self, address: str) -> None:

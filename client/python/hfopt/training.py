@@ -1,6 +1,8 @@
 """fit and serve: a model trained from this process."""
 from __future__ import annotations
 
+import contextlib
+import functools
 import html
 import importlib
 import os
@@ -11,7 +13,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Sequence, Union
+from typing import Any, Callable, ContextManager, Deque, Dict, List, Mapping, Optional, Sequence, Union
 
 import numpy as np
 
@@ -25,6 +27,7 @@ from .run_client import Parameters, RunClient, flatten
 from .security import Security
 from .v1 import run_pb2
 from .worker import Finished, Worker
+from .worker_processes import WorkerProcesses, make_model
 
 Report = Dict[str, Any]
 
@@ -78,7 +81,7 @@ class Result:
 
 
 class TrainingRun:
-    """A run as callbacks see it."""
+    """A run as callbacks see it. Made by `fit`."""
 
     def __init__(self, client: RunClient, run_id: str):
         self.run_id, self._client = run_id, client
@@ -96,13 +99,12 @@ Callback = Callable[[Report, TrainingRun], Any]
 
 
 def fit(model: Any, loss: Any = None, train_data: Any = None, heldout_data: Any = None, *, preset: Optional[str] = None,
-        options: Optional[Mapping[str, Any]] = None, dtype: Any = None, seed: int = 0, shards: int = 1,
+        options: Optional[Mapping[str, Any]] = None, dtype: Any = None, seed: int = 0, shards: Optional[int] = None,
         max_iterations: Optional[int] = None, target_loss: Optional[float] = None, max_seconds: Optional[float] = None,
         initial_parameters: Any = None, directory: Any = None, resume: Optional[bool] = None,
-        server: Optional[str] = None, run: Optional[str] = None, worker_id: Optional[str] = None,
-        lease_seconds: Optional[float] = None, security: Security = Security(), callbacks: Sequence[Callback] = (),
-        progress: bool = True,
-        **adapter: Any) -> Result:
+        workers: Optional[int] = None, server: Optional[str] = None, run: Optional[str] = None,
+        worker_id: Optional[str] = None, lease_seconds: Optional[float] = None, security: Security = Security(),
+        callbacks: Sequence[Callback] = (), progress: bool = True, **adapter: Any) -> Result:
     """Trains a model and returns when the training has ended.
 
     What is trained
@@ -119,18 +121,23 @@ def fit(model: Any, loss: Any = None, train_data: Any = None, heldout_data: Any 
       dtype         "float32" or "float64"; by default float64 for the preset "deterministic" and float32 otherwise, if
                     the model has it.
       seed          of the model's initial parameters, unless `initial_parameters` are given: a vector.
-      shards        logical shards of the data. The result depends on it, and on nothing else about workers.
+      shards        logical shards of the data, 1 or as many as `workers`. The result depends on it, and on nothing else
+                    about workers.
       max_iterations, target_loss (a mean, on all held-out data), max_seconds: when to end.
 
     Where
       directory     of the private server: checkpoints, log. By default a temporary one, removed at the end. Given a
                     directory that holds a training with the same options, `fit` goes on with it. `resume=True` demands
                     one and takes its options instead of those given here; `resume=False` demands that there is none.
+      workers       how many processes of this machine compute, this one among them. `model` is then a function without
+                    arguments that makes an `hfopt.Model` in each, defined at the top level of a module, such as
+                    functools.partial(MyModel, folder). They are spawned, so a script calls `fit` under `if __name__ ==
+                    "__main__":`, and end with this process. Give each its share of the cores (OMP_NUM_THREADS).
       server        "host:port" of a running server instead. Processes that name the same `run` there share its work:
                     give each the same arguments and `shards` of at least their number. `worker_id` is stable over
                     restarts, and each process's own.
-      lease_seconds silence after which such a process loses its work to others, by default what the server says. The
-                    lease is renewed while the model computes, unless it holds Python's lock all the time.
+      lease_seconds silence after which one of several processes loses its work to others, by default what the server
+                    says. The lease is renewed while the model computes, unless it holds Python's lock all the time.
       security      for such a server: TLS, certificates, a token.
 
     callbacks       each is called as callback(report, run) after every iteration, with its report (an element of
@@ -141,16 +148,23 @@ def fit(model: Any, loss: Any = None, train_data: Any = None, heldout_data: Any 
     Ctrl-C stops a training so that it can be gone on with, and raises hfopt.Interrupted, a KeyboardInterrupt that says
     how. Raises hfopt.Error when the run failed or the server cannot be had; ValueError for options.
     """
-    module, model = model, _as_model(model, loss, train_data, heldout_data, adapter)
+    module, others = model, None
+    if workers is not None:
+        if workers < 1 or (shards is not None and shards < workers):
+            raise ValueError(f"workers is {workers}, shards is {shards}; give 1 worker or more, and a shard for each")
+        others, model = functools.partial(WorkerProcesses, model, workers - 1), make_model(model)
+    model = _as_model(model, loss, train_data, heldout_data, adapter)
+    alone = server is None and workers in (None, 1)
     if dtype is None:
         possible = element_types(model)
         wants_double = preset == "deterministic" and "float64" in possible
         dtype = "float64" if wants_double or "float32" not in possible else "float32"
-    wanted = run_options(preset=preset, dtype=dtype, shards=shards, seed=seed, max_iterations=max_iterations,
-                         target_loss=target_loss, max_seconds=max_seconds, options=options,
-                         lease_seconds=_NO_OTHERS if server is None else lease_seconds)
+    wanted = run_options(preset=preset, dtype=dtype, shards=shards or workers or 1, seed=seed,
+                         max_iterations=max_iterations, target_loss=target_loss, max_seconds=max_seconds,
+                         options=options, lease_seconds=_NO_OTHERS if alone else lease_seconds)
     wanted.num_parameters = model.num_parameters
     training = _Training(model, wanted, initial_parameters, resume, callbacks, make_progress(progress))
+    training.others = others or training.others
     if server is None:
         result = training.in_directory(None if directory is None else os.fspath(directory))
     elif directory is None:
@@ -165,7 +179,8 @@ def fit(model: Any, loss: Any = None, train_data: Any = None, heldout_data: Any 
 
 def serve(model: Model, run: str, server: str = "localhost:7447", worker_id: Optional[str] = None,
           security: Security = Security(), **worker_options: Any) -> Finished:
-    """Works for a run of a server until it ends; `hfopt.Worker` has the options. The run is created, started and
+    """Works for a run of a server until it ends, with a model and as `worker_id`; `hfopt.Worker` says what these are and
+    has the other options. `security`: TLS, certificates, a token. The run is created, started and
     watched elsewhere, for example by `hfopt run create`. Ctrl-C leaves; what is done then is done by other workers, or
     waits for this one."""
     return Worker(model, run, worker_id, **worker_options).run(server, security)
@@ -207,6 +222,8 @@ class _Training:
         self.model, self.options, self.initial_parameters = model, options, initial_parameters
         self.resume, self.callbacks, self.progress = resume, callbacks, progress
         self.history, self.remote, self.security = History(), False, Security()
+        # Processes that work beside this one, made of the worker, the server's address, and security.
+        self.others: Callable[..., ContextManager[Any]] = lambda *_: contextlib.nullcontext()
 
     def in_directory(self, directory: Optional[str]) -> Result:
         temporary = directory is None
@@ -272,7 +289,8 @@ class _Training:
         watcher = _Watcher(client, worker, run, self)
         try:
             if run.state != run_pb2.RUN_STATE_ENDED:
-                worker.run(client.address, self.security)
+                with self.others(worker, client.address, self.security):
+                    worker.run(client.address, self.security)
         except BaseException:
             watcher.stopped = True
             raise

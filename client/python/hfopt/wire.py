@@ -107,7 +107,7 @@ class VectorAssembler:
     def __init__(self, transfer: int, size: int, dtype: np.dtype[Any]):
         self.transfer = transfer
         self.vector: Array = np.empty(size, dtype)
-        self._bytes = memoryview(self.vector).cast("B") if size else memoryview(b"")
+        self._bytes = self.vector.data.cast("B") if size else memoryview(b"")
         self._missing = len(self._bytes)
         self._begins: List[int] = []  # of the ranges that are there, in order, apart from one another
         self._ends: List[int] = []
@@ -139,6 +139,6 @@ class VectorAssembler:
 
 def chunks_of(vector: Array) -> Iterator[Tuple[int, memoryview]]:
     """Pairs of offset and bytes, which look at the vector's own memory."""
-    data = memoryview(vector).cast("B") if vector.size else memoryview(b"")
+    data = vector.data.cast("B") if vector.size else memoryview(b"")
     for offset in range(0, len(data), CHUNK_BYTES):
         yield offset, data[offset:offset + CHUNK_BYTES]

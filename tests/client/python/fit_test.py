@@ -1,4 +1,5 @@
 """hfopt.fit and least_squares with the real server."""
+import functools
 import io
 import multiprocessing
 import os
@@ -21,6 +22,7 @@ from hfopt.training import run_options
 SOURCE = pathlib.Path(os.environ["HFOPT_SOURCE_FOLDER"])
 DIGITS = SOURCE / "client/models/digits"
 FEW = {"samples.initial_gradient_examples": 700, "samples.growth": "variance", "preconditioner.lbfgs": "frozen"}
+MAKE_DIGITS = functools.partial(digits.DigitsModel, DIGITS)
 
 
 def fail(error):
@@ -40,13 +42,14 @@ class FitTest(unittest.TestCase):
 
     def test_trains(self):
         result = hfopt.fit(self.model, max_iterations=8, progress=False)
-        self.assertEqual((result.reason, result.detail, result.iteration), ("iteration_budget", "8 iterations", 8))
+        self.assertEqual((result.reason, result.detail), ("iteration_budget", "8 iterations"))
+        self.assertGreater(result.iteration, 5)  # the last one that was accepted
         self.assertEqual((result.parameters.dtype, result.parameters.shape), (np.float32, (2410,)))
         loss, weight, metrics = self.model.loss(result.parameters, True, np.arange(397))
         self.assertAlmostEqual(loss / weight, result.held_out_loss, places=5)
         self.assertLess(metrics["errors"] / weight, 0.1)
         self.assertEqual([report["iteration"] for report in result.history], list(range(1, 9)))
-        self.assertEqual(result.history[-1]["held_out_loss"], result.held_out_loss)
+        self.assertEqual(result.history[result.iteration - 1]["held_out_loss"], result.held_out_loss)
         self.assertIn("<hfopt.Result: iteration budget (8 iterations); held-out loss 0.", repr(result))
         self.assertIn("<td", result._repr_html_())
         self.assertIsNone(result.directory)
@@ -216,6 +219,54 @@ class FitTest(unittest.TestCase):
         process.start()
         process.join(60)
         self.assertEqual(process.exitcode, 0)
+
+    def test_several_processes_have_the_same_bits(self):
+        alone = self.fit(shards=3)
+        together = hfopt.fit(MAKE_DIGITS, workers=3, progress=False, max_iterations=4, dtype="float64", options=FEW)
+        np.testing.assert_array_equal(together.parameters, alone.parameters)
+        self.assertIsInstance(together.model, digits.DigitsModel)
+        self.assertEqual(multiprocessing.active_children(), [])
+
+    def test_all_processes_work(self):
+        # Each shard is large enough to be computed while the others are, and there are callbacks until all have worked.
+        answers = {}
+
+        def stop_when_all_have(report, run):
+            answers.update({w.worker_id: w.answers for w in run._client.get(run.run_id).workers})
+            if len(answers) == 3 and all(answers.values()):
+                run.stop()
+
+        result = hfopt.fit(MAKE_DIGITS, workers=3, progress=False, max_iterations=0, options=FEW,
+                           callbacks=[stop_when_all_have])
+        self.assertEqual(result.reason, "cancelled")
+        self.assertEqual(sorted(answers), ["fit", "fit-2", "fit-3"])
+
+    def test_no_process_outlives_the_one_that_trains(self):
+        program = ("import functools, os, signal, digits, hfopt\n"
+                   "def die(report, run):\n"
+                   "    if len(run._client.get(run.run_id).workers) == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+                   "if __name__ == '__main__':\n"
+                   f"    make = functools.partial(digits.DigitsModel, {str(DIGITS)!r})\n"
+                   "    hfopt.fit(make, workers=2, max_iterations=0, callbacks=[die], progress=False)\n")
+        script = pathlib.Path(self.folder) / "script.py"
+        script.write_text(program)
+        # All of its processes hold its standard error, which ends when the last of them has.
+        trainer = subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE,
+                                   env={**os.environ, "TMPDIR": self.folder})
+        _, said = trainer.communicate(timeout=120)
+        self.assertEqual(trainer.returncode, -signal.SIGKILL, said)
+
+    def test_says_what_is_wrong_with_workers(self):
+        for model, arguments, error, message in (
+            (self.model, {"workers": 2}, TypeError, "model is a function that makes the model in each process, and not "
+             "DigitsModel"),
+            (lambda: self.model, {"workers": 2}, TypeError, "cannot be sent to another process"),
+            (dict, {"workers": 2}, TypeError, "answered dict, not an hfopt.Model"),
+            (MAKE_DIGITS, {"workers": 0}, ValueError, "workers is 0, shards is None; give 1 worker or more"),
+            (MAKE_DIGITS, {"workers": 3, "shards": 2}, ValueError, "workers is 3, shards is 2"),
+        ):
+            with self.subTest(message), self.assertRaisesRegex(error, message):
+                hfopt.fit(model, progress=False, **arguments)
 
     def test_begins_from_given_parameters(self):
         theta = self.model.initial_parameters(5, np.float64)

@@ -1,9 +1,11 @@
 """hfopt.jax: derivatives against finite differences and a dense J'HJ, padding, data sets, refusals."""
 
+import contextlib
 import functools
 import os
 import pathlib
 import unittest
+from unittest import mock
 
 import numpy as np
 
@@ -11,6 +13,7 @@ import gauss_newton as check
 
 jax = check.require("jax", "pip install jax; the distribution has none", __name__)
 import digits
+import hfopt
 import hfopt.jax
 import hfopt.losses as losses
 import jax.numpy as jnp
@@ -165,6 +168,24 @@ class DerivativesTest(unittest.TestCase):
             a, b = (model.linearize(t, False, INDICES)(t) for t in (single, single.astype(np.float64)))
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
         self.assertFalse(jax.config.jax_enable_x64)
+
+    def test_says_so_where_float64_comes_out_as_float32(self):
+        data = RANDOM.standard_normal((6, 3)), RANDOM.standard_normal((6, 2))
+        params = {"w": RANDOM.standard_normal((3, 2))}
+        casting = lambda p, x: (x @ p["w"]).astype(jnp.float32)
+        model = hfopt.jax.as_model(casting, params, losses.squared_error(), data, data)
+        theta = model.initial_parameters(1, np.float64)
+        with self.assertRaisesRegex(TypeError, "float64 was asked for, but .* computes float32: something in it casts"):
+            model.loss(theta, False, np.arange(6))
+        self.assertTrue(np.isfinite(model.loss(theta.astype(np.float32), False, np.arange(6))[0]))
+        with self.assertRaisesRegex(hfopt.Error, "something in it casts"):
+            hfopt.fit(model, preset="deterministic", progress=False)
+
+        never = mock.patch("hfopt.jax._enable_x64", lambda on: contextlib.nullcontext())
+        hfopt.jax._has_float64.cache_clear()
+        self.addCleanup(hfopt.jax._has_float64.cache_clear)
+        with never, self.assertRaisesRegex(TypeError, "computes in float32: set JAX_ENABLE_X64=1"):
+            model.loss(theta, False, np.arange(6))
 
     def test_regularization_is_of_the_mean_loss(self):
         plain, regular = make("words"), make("words", regularization=0.25)

@@ -28,17 +28,20 @@ class WheelTest(unittest.TestCase):
         self.addCleanup(folder.cleanup)
         self.folder = pathlib.Path(folder.name)
 
-    def build(self, **environment):
+    def copy_sources(self):
         source = self.folder / "source"  # setuptools writes beside what it builds
         shutil.copytree(SOURCE / "proto/hfopt", source / "proto/hfopt")
         ignore = shutil.ignore_patterns("build", "v1", "*.egg-info")
         shutil.copytree(SOURCE / "client/python", source / "client/python", ignore=ignore)
-        build = "import setuptools.build_meta as b, sys; b.build_wheel(sys.argv[1])"
-        built = subprocess.run([sys.executable, "-c", build, str(self.folder)], cwd=source / "client/python",
+        return source / "client/python"
+
+    def build(self, source=None, kind="wheel", **environment):
+        build = f"import setuptools.build_meta as b, sys; b.build_{kind}(sys.argv[1])"
+        built = subprocess.run([sys.executable, "-c", build, str(self.folder)], cwd=source or self.copy_sources(),
                                capture_output=True, text=True, env={**os.environ, **environment})
         self.assertEqual(built.returncode, 0, built.stderr)
-        wheel, = self.folder.glob("*.whl")
-        return wheel
+        file, = self.folder.glob("*.whl" if kind == "wheel" else "*.tar.gz")
+        return file
 
     def test_has_everything_and_works_alone(self):
         wheel = self.build()
@@ -59,6 +62,20 @@ class WheelTest(unittest.TestCase):
         ran = subprocess.run([sys.executable, "-c", program], cwd=self.folder, capture_output=True, text=True,
                              env={**os.environ, "PYTHONPATH": str(self.folder / "installed")})
         self.assertEqual(ran.stdout, f"{self.folder}/installed/hfopt/__init__.py\n[2.0]\n", ran.stderr)
+
+    def test_a_source_distribution_builds_from_its_proto_files(self):
+        archive = self.build(kind="sdist")
+        self.assertEqual(archive.name, "hfopt-0.1.0.tar.gz")
+        shutil.unpack_archive(archive, self.folder / "unpacked")
+        source = self.folder / "unpacked/hfopt-0.1.0"
+        protos = sorted(path.name for path in (SOURCE / "proto/hfopt/v1").glob("*.proto"))
+        self.assertEqual(sorted(path.name for path in (source / "proto/hfopt/v1").iterdir()), protos)
+        self.assertEqual(list(source.rglob("*_pb2*")), [])
+        with zipfile.ZipFile(self.build(source)) as alone:
+            names = set(alone.namelist())
+        for name in protos:
+            self.assertIn(f"hfopt/v1/{name[:-len('.proto')]}_pb2.py", names)
+        self.assertIn("hfopt/py.typed", names)
 
     def test_may_have_the_server(self):
         wheel = self.build(HFOPT_WHEEL_SERVER=os.environ["HFOPT_SERVER"])
