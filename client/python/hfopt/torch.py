@@ -431,8 +431,12 @@ class TorchModel(_adapter.Adapter):
             if self._device.type == "cuda":
                 stack.callback(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled())
                 torch.use_deterministic_algorithms(True)
+                # cuDNN's recurrent layers have no second derivatives; PyTorch's own do.
+                recurrent = any(isinstance(m, torch.nn.RNNBase) for m in self._module.modules())
                 stack.enter_context(
-                    torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+                    torch.backends.cudnn.flags(
+                        enabled=not recurrent, benchmark=False, deterministic=True, allow_tf32=False
+                    )
                 )
             stack.enter_context(torch.enable_grad())
             yield
