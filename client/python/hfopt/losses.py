@@ -308,11 +308,14 @@ class Ctc(Loss):
         import torch
 
         labels, input_lengths, target_lengths = self._parts(outputs, targets)
-        p = library.log_softmax(outputs, -1).transpose(0, 1)
+        # On the CPU: on a GPU its gradient differs from call to call.
+        p, labels, input_lengths, target_lengths = (
+            x.cpu() for x in (library.log_softmax(outputs, -1).transpose(0, 1), labels, input_lengths, target_lengths)
+        )
         losses = torch.nn.functional.ctc_loss(
             p, labels, input_lengths, target_lengths, blank=self.blank, reduction="none"
         )
-        return losses, library.ones(outputs), {}
+        return losses.to(outputs.device), library.ones(outputs), {}
 
     def curvature(self, outputs: Array, targets: Any, direction: Array) -> Array:
         library = _library(outputs)
@@ -363,7 +366,7 @@ def ctc(*, blank: int = 0) -> Loss:
     a convex less a convex function of z. Gauss-Newton takes the first: H = diag(p_t) - p_t p_t' for each frame t <
     input length. That is what is left of the Hessian when the posteriors of the alignments are held fixed, so H is at
     least the Hessian: as a model of the loss it never promises too much. An utterance with no alignment (too few
-    frames) has infinite loss: drop it.
+    frames) has infinite loss: drop it. It is computed on the CPU wherever the outputs are.
     """
     return Ctc(blank)
 
