@@ -16,6 +16,7 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "client/cpp/chunk_size.h"
 #include "client/cpp/evaluator.h"
 #include "grpcpp/client_context.h"
 #include "hfopt/v1/evaluation_service.grpc.pb.h"
@@ -117,6 +118,7 @@ class ModelWorker<Scalar>::Impl {
 
     // The writer's:
     Clock::duration renewal_interval;
+    std::optional<ChunkSize> chunk_size;  // set once welcomed
     Clock::time_point last_write;
     bool said_drain = false;
     bool half_closed = false;
@@ -300,8 +302,9 @@ typename ModelWorker<Scalar>::Impl::SessionEnd ModelWorker<Scalar>::Impl::Serve(
     if (offence.ok()) {
       end.welcomed = true;
       session.welcome = response.welcome();
-      session.renewal_interval =
-          absl::ToChronoNanoseconds(absl::Seconds(std::clamp(session.welcome.lease_seconds(), 0.003, 3600.)) / 3);
+      const Clock::duration lease = absl::ToChronoNanoseconds(absl::Seconds(std::clamp(session.welcome.lease_seconds(), 0.003, 3600.)));
+      session.renewal_interval = lease / 3;
+      session.chunk_size.emplace(lease);
       const std::string vectors = ShareMemory(session);
       Log(absl::StrCat("run ", options_.run_id, ": in session as ", options_.worker_id, ", ", session.welcome.shards(),
                        " shards, ", vectors));
@@ -635,10 +638,13 @@ bool ModelWorker<Scalar>::Impl::SendAnswer(Session& session, const Evaluated<Sca
     }
     if (!session.stream->Write(wire::Frame(message))) return false;
     const absl::Span<const char> bytes(vector.bytes(), vector.num_bytes());
-    for (size_t offset = 0; offset < bytes.size(); offset += wire::kMaxChunkBytes) {
-      const absl::Span<const char> chunk = bytes.subspan(offset, wire::kMaxChunkBytes);
+    for (size_t offset = 0; offset < bytes.size();) {
+      const absl::Span<const char> chunk = bytes.subspan(offset, session.chunk_size->bytes());
       HFOPT_FAILPOINT("worker.send_chunk");
+      const Clock::time_point begin = Clock::now();
       if (!session.stream->Write(wire::FrameChunk(transfer, offset, chunk, vector.holder()))) return false;
+      session.chunk_size->Sent(chunk.size(), Clock::now() - begin);
+      offset += chunk.size();
     }
   }
   HFOPT_FAILPOINT("worker.uploaded");

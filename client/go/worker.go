@@ -20,7 +20,8 @@ import (
 	pb "hfopt/worker/hfoptv1"
 )
 
-const chunkBytes = 1 << 20
+// Small enough for a slow link to carry one within the lease: before all of it is there, nothing of it is heard.
+const chunkBytes = 1 << 16
 
 // worker is what outlives a session.
 type worker struct {

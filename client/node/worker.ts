@@ -20,7 +20,8 @@ import type { VectorChunk__Output as VectorChunk } from "./generated/hfopt/v1/Ve
 import type { VectorHeader__Output as VectorHeader } from "./generated/hfopt/v1/VectorHeader.js";
 import type { Message, Numbers, Result } from "./model_thread.js";
 
-const chunkBytes = 1 << 20;
+// Small enough for a slow link to carry one within the lease: before all of it is there, nothing of it is heard.
+const chunkBytes = 1 << 16;
 const arrays = { ELEMENT_TYPE_FLOAT32: Float32Array, ELEMENT_TYPE_FLOAT64: Float64Array }; // little-endian, as every machine with Node is
 type ElementType = keyof typeof arrays;
 const { status } = grpc;

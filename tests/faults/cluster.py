@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
+from proxy import Link, Proxy
+
 ROOT = Path(__file__).resolve().parents[2]
 LEASE_SECONDS = 0.5
-SHARDS = 3
 WORKERS = ("a", "b", "c")
 PATIENCE_SECONDS = 60.0  # for anything that is waited for
 
@@ -136,11 +137,15 @@ class Model:
     element_type: str
     gradient_examples: int
     curvature_fraction: float
+    shards: int = 3
+    iterations: int = 4
 
 
 # The second has vectors of two chunks, for what happens in the middle of one that goes through gRPC.
 SMALL = Model(layers="64-16-10", element_type="ELEMENT_TYPE_FLOAT32", gradient_examples=0, curvature_fraction=1.0)
+# The third goes on for long enough for workers to come and go.
 LARGE = Model(layers="64-512-192-10", element_type="ELEMENT_TYPE_FLOAT64", gradient_examples=120, curvature_fraction=0.5)
+LONG = Model(layers="64-16-10", element_type="ELEMENT_TYPE_FLOAT32", gradient_examples=0, curvature_fraction=1.0, shards=6, iterations=40)
 
 
 @dataclass
@@ -151,6 +156,7 @@ class Result:
     best: float  # lowest held-out loss
     best_iteration: int
     answers: int  # that the server has accepted since it was started last
+    reissued: int  # questions that were asked again because a worker was lost
     seen: Dict[int, bytes] = field(default_factory=dict)  # reports as a watcher got them
     final: Dict[int, bytes] = field(default_factory=dict)  # and as they are at the end
 
@@ -158,14 +164,21 @@ class Result:
 class Cluster:
     """A server and its workers in a directory. To be used in a with statement, which kills what is left."""
 
-    def __init__(self, build: Path, directory: Path, model: Model, rules: Dict[str, str], own_disk: bool = False) -> None:
+    def __init__(self, build: Path, directory: Path, model: Model, rules: Dict[str, str], own_disk: bool = False,
+                 links: Optional[Dict[str, Link]] = None, tls: bool = False, first_workers: Tuple[str, ...] = WORKERS,
+                 private_shards: Optional[Dict[str, str]] = None) -> None:
         self.build, self.directory, self.model, self.rules = build, directory, model, rules
+        self.staff = list(first_workers)  # who is started again when killed, and has to end well
+        self.private_shards = private_shards or {}
+        self.proxies = {name: Proxy(link) for name, link in (links or {}).items()}  # of those that do not reach the server directly
+        self.certificates = self._make_certificates() if tls else None
         self.state = directory / "state"
         self.processes: Dict[str, Process] = {}
         self.history: List[Process] = []
         self.server_restarts = 0
         self.work_was_lost = False  # set by who has seen it: an unfinished iteration is computed again
         self._channel: Any = None
+        self._watch_channel: Any = None  # the same, or one through a proxy
         self._address = "127.0.0.1:0"
         self._watch_end = threading.Event()
         self._watcher: Optional[threading.Thread] = None
@@ -181,6 +194,8 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         for process in self.history:
             process.kill()
+        for proxy in self.proxies.values():
+            proxy.close()
         self._watch_end.set()
         if self._watcher is not None:
             self._watcher.join()
@@ -192,27 +207,49 @@ class Cluster:
         if name == "server":
             command = [str(self.build / "server/hfopt-server"), "--address", self._address, "--state-dir",
                        str(self.state), "--lease", str(LEASE_SECONDS)]
+            if self.certificates is not None:
+                command += ["--tls-cert", str(self.certificates / "server.pem"), "--tls-key", str(self.certificates / "server.key")]
             if self.disk is not None:
                 command = self.disk.command(*command)
         else:
-            command = [str(self.build / "client/cli/hfopt-worker"), "--server", self._address, "--run", "r", "--worker-id", name,
+            address = self.proxies[name].address if name in self.proxies else self._address
+            command = [str(self.build / "client/cli/hfopt-worker"), "--server", address, "--run", "r", "--worker-id", name,
                        "--task", "digits", "--data", str(ROOT / "client/models/digits"), "--layers", self.model.layers]
+            if name in self.private_shards:
+                command += ["--shards", self.private_shards[name]]
+            if self.certificates is not None:
+                command += ["--ca", str(self.certificates / "ca.pem")]
         process = Process(name, command, failpoints, log)
         self.processes[name] = process
         self.history.append(process)
         if name == "server":
-            def address() -> str:
+            def listening() -> str:
                 if process.exit_code is not None:
                     raise Failure(f"the server ended with {process.exit_code} at its start:\n{process.output()}")
                 return process.line_after("listening on ")
-            self._address = await_condition("the server listens", address)
-            # One for each server: a channel that has failed takes seconds to try again.
-            import grpc
-            self._channel = grpc.insecure_channel(self._address, options=[("grpc.use_local_subchannel_pool", 1)])
+            self._address = await_condition("the server listens", listening)
+            host, _, port = self._address.rpartition(":")
+            for proxy in self.proxies.values():
+                proxy.target = (host, int(port))
+            self._channel = self._dial(self._address)
+            self._watch_channel = self._dial(self.proxies["watcher"].address) if "watcher" in self.proxies else self._channel
+
+    def _make_certificates(self) -> Path:
+        directory = self.directory / "certificates"
+        subprocess.run([str(self.build / "client/cli/hfopt"), "certs", "--dir", str(directory)], check=True, capture_output=True)
+        return directory
+
+    def _dial(self, address: str) -> Any:
+        """A channel for each server: one that has failed takes seconds to try again."""
+        import grpc
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.initial_reconnect_backoff_ms", 100)]
+        if self.certificates is None:
+            return grpc.insecure_channel(address, options=options)
+        return grpc.secure_channel(address, grpc.ssl_channel_credentials((self.certificates / "ca.pem").read_bytes()), options=options)
 
     def restart_killed(self) -> None:
         """Starts again, without failpoints, whatever was killed: the server first."""
-        for name in ("server", *WORKERS):
+        for name in ("server", *self.staff):
             process = self.processes.get(name)
             if process is not None and process.was_killed():
                 self.server_restarts += name == "server"
@@ -224,13 +261,31 @@ class Cluster:
 
     @property
     def workers(self) -> List[Process]:
-        return [self.processes[name] for name in WORKERS]
+        return [self.processes[name] for name in self.staff]
+
+    def hire(self, *names: str) -> None:
+        """Starts workers in the middle of the run."""
+        for name in names:
+            self.staff.append(name)
+            self.start(name)
+
+    def let_go(self, number: int, *names: str) -> None:
+        """They get the signal, and are not started again."""
+        for name in names:
+            self.staff.remove(name)
+            self.processes[name].signal(number)
+            await_condition(f"{name} ends", lambda: self.processes[name].exit_code is not None)
+
+    def answers(self) -> Dict[str, int]:
+        """Of each worker, since the server was started."""
+        run = self.get()
+        return {} if run is None else {worker.worker_id: worker.answers for worker in run.workers}
 
     # --- the client
 
-    def _stub(self) -> Any:
+    def _stub(self, channel: Any = None) -> Any:
         from hfopt.v1 import run_service_pb2_grpc
-        return run_service_pb2_grpc.RunServiceStub(self._channel)
+        return run_service_pb2_grpc.RunServiceStub(channel or self._channel)
 
     def call(self, method: str, request: Any) -> Any:
         """Answers None when there is no server."""
@@ -253,12 +308,12 @@ class Cluster:
         self.start("server", self.rules.get("server", ""))
         request = run_service_pb2.CreateRunRequest(run_id="r", options=self._options(), request_id="once")
         await_condition("CreateRun", lambda: self.call("CreateRun", request), self.restart_killed)
-        for name in WORKERS:
+        for name in self.staff:
             self.start(name, self.rules.get(name, ""))
 
         def all_connected() -> bool:
             run = self.get()
-            return run is not None and sum(worker.connected for worker in run.workers) == len(WORKERS)
+            return run is not None and sum(worker.connected for worker in run.workers) == len(self.staff)
         await_condition("all workers are connected", all_connected, self.restart_killed)
         self._watcher = threading.Thread(target=self._watch)
         self._watcher.start()
@@ -270,7 +325,7 @@ class Cluster:
 
     def _options(self) -> Any:
         from hfopt.v1 import run_pb2, vector_pb2
-        options = run_pb2.RunOptions(shards=SHARDS, seed=3, element_type=vector_pb2.ElementType.Value(self.model.element_type))
+        options = run_pb2.RunOptions(shards=self.model.shards, seed=3, element_type=vector_pb2.ElementType.Value(self.model.element_type))
         optimizer = options.optimizer
         optimizer.preset = run_pb2.OptimizerOptions.PRESET_PUBLISHED
         optimizer.conjugate_gradient.max_iterations = 6
@@ -284,7 +339,7 @@ class Cluster:
         optimizer.line_search.sufficient_decrease = 0.9
         optimizer.line_search.max_tries = 4
         optimizer.line_search.batch = 2
-        optimizer.stop.max_iterations = 4
+        optimizer.stop.max_iterations = self.model.iterations
         return options
 
     def _watch(self) -> None:
@@ -294,7 +349,7 @@ class Cluster:
         while not self._watch_end.is_set():
             request = run_service_pb2.WatchRunRequest(name="runs/r", after_iteration=max(self.seen, default=0))
             try:
-                for event in self._stub().WatchRun(request, timeout=PATIENCE_SECONDS):
+                for event in self._stub(self._watch_channel).WatchRun(request, timeout=PATIENCE_SECONDS):
                     if event.HasField("iteration"):
                         number = event.iteration.iteration
                         if number != len(self.seen) + 1:
@@ -338,7 +393,7 @@ class Cluster:
                 raise Failure(f"the run failed: {run.state_detail}")
             return run is not None and run.state == run_pb2.RUN_STATE_ENDED
         await_condition("the run ends", over, self.restart_killed)
-        for name in WORKERS:
+        for name in self.staff:
             await_condition(f"worker {name} ends", lambda: self.processes[name].exit_code == 0, self.restart_killed)
         if over():  # with the server there: it may have been killed after its last answer
             self._watcher.join()
@@ -347,6 +402,7 @@ class Cluster:
             raise Failure(f"the run ended otherwise: {run.termination}")
         reports = self._reports()
         parameters = self._parameters()
+        self._watch_channel.close()
         self._channel.close()
         self.server.signal(signal.SIGTERM)
         if await_condition("the server ends", lambda: self.server.exit_code is not None) and self.server.exit_code != 0:
@@ -357,7 +413,7 @@ class Cluster:
         if abs(run.seconds.total - sum(r.seconds.total for r in reports)) > 1e-9:
             raise Failure(f"the run has {run.seconds.total} s, its reports {[r.seconds.total for r in reports]}")
         return Result(parameters, [_without_times(r) for r in reports], run.best_held_out_loss, run.best_iteration,
-                      sum(worker.answers for worker in run.workers), dict(self.seen),
+                      sum(worker.answers for worker in run.workers), sum(r.reissued for r in reports), dict(self.seen),
                       {r.iteration: r.SerializeToString(deterministic=True) for r in reports})
 
     def _reports(self) -> List[Any]:

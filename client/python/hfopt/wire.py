@@ -2,6 +2,7 @@
 element types."""
 from __future__ import annotations
 
+import time
 from bisect import bisect
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
@@ -12,7 +13,7 @@ from .model import Array
 from .security import Security, is_local
 from .v1 import vector_pb2
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 20  # the cheapest
 
 DTYPES: Dict[int, np.dtype[Any]] = {
     vector_pb2.ELEMENT_TYPE_FLOAT32: np.dtype("<f4"), vector_pb2.ELEMENT_TYPE_FLOAT64: np.dtype("<f8")
@@ -137,8 +138,32 @@ class VectorAssembler:
         return self._missing == 0
 
 
-def chunks_of(vector: Array) -> Iterator[Tuple[int, memoryview]]:
-    """Pairs of offset and bytes, which look at the vector's own memory."""
+class ChunkSize:
+    """How many bytes of an answer's vector go in one message, by how long the link takes for them: the server hears
+    nothing of a message before all of it has arrived, and one that is on its way for longer than the lease, in
+    seconds, looks like silence."""
+    SMALLEST = 16 * 1024
+
+    def __init__(self, lease: float):
+        self._lease = lease
+        self.bytes = self.SMALLEST
+
+    def sent(self, size: int, seconds: float) -> None:
+        if seconds > self._lease / 6:
+            self.bytes = max(self.SMALLEST, self.bytes // 2)
+        elif seconds < self._lease / 24 and size >= self.bytes:  # the end of a vector says nothing of longer ones
+            self.bytes = min(CHUNK_BYTES, self.bytes * 2)
+
+
+def chunks_of(vector: Array, chunk_size: Optional[ChunkSize] = None) -> Iterator[Tuple[int, memoryview]]:
+    """Pairs of offset and bytes, which look at the vector's own memory; in the sizes of `chunk_size`, which is told how
+    long it takes until the next one is asked for."""
     data = vector.data.cast("B") if vector.size else memoryview(b"")
-    for offset in range(0, len(data), CHUNK_BYTES):
-        yield offset, data[offset:offset + CHUNK_BYTES]
+    offset = 0
+    while offset < len(data):
+        chunk = data[offset:offset + (CHUNK_BYTES if chunk_size is None else chunk_size.bytes)]
+        begin = time.monotonic()
+        yield offset, chunk
+        if chunk_size is not None:
+            chunk_size.sent(len(chunk), time.monotonic() - begin)
+        offset += len(chunk)

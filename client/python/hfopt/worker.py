@@ -21,7 +21,7 @@ from .security import Security
 from .shared_segment import SharedSegment, host_name
 from .v1 import evaluation_service_pb2 as service_pb2
 from .v1 import vector_pb2
-from .wire import DTYPES, ELEMENT_TYPES, VectorAssembler, chunks_of, find_chunk, frame_chunk, make_channel
+from .wire import DTYPES, ELEMENT_TYPES, ChunkSize, VectorAssembler, chunks_of, find_chunk, frame_chunk, make_channel
 
 DRAINED = "DRAINED"
 
@@ -47,7 +47,8 @@ class _Session:
         self.hello = hello
         self.welcomed = self.finished = self.over = False
         self.dtype: np.dtype[Any] = np.dtype("<f8")
-        self.renewal_interval = 1.0
+        self.lease = 3.0  # seconds
+        self.chunk_size = ChunkSize(self.lease)
         self.transfers: Dict[int, Tuple[bytes, VectorAssembler]] = {}
         self.from_server: Optional[SharedSegment] = None
         self.to_server: Optional[SharedSegment] = None
@@ -226,7 +227,7 @@ class Worker:
             message: Any = None
             with self._changed:
                 while message is None:
-                    left = last_write + session.renewal_interval - time.monotonic()
+                    left = last_write + session.lease / 3 - time.monotonic()
                     if session.over or session.finished:
                         return
                     if said_drain and self._running is None and not self._outbox:
@@ -260,7 +261,7 @@ class Worker:
                 header.slot = slot
             yield service_pb2.SessionRequest(vector_header=header).SerializeToString()
             if slot is None:
-                for offset, data in chunks_of(vector):
+                for offset, data in chunks_of(vector, session.chunk_size):
                     yield frame_chunk(transfer, offset, data)
         yield service_pb2.SessionRequest(answer=evaluated.answer).SerializeToString()
 
@@ -385,7 +386,8 @@ class Worker:
                 f"computes in {', '.join(element_types(self.model))}", "FAILED_PRECONDITION")
         if not welcome.lease_seconds > 0:
             raise _Offence(f"welcome.lease_seconds is {welcome.lease_seconds}, not above 0")
-        session.dtype, session.renewal_interval = dtype, min(max(welcome.lease_seconds, 0.003), 3600.0) / 3
+        session.dtype, session.lease = dtype, min(max(welcome.lease_seconds, 0.003), 3600.0)
+        session.chunk_size = ChunkSize(session.lease)
         way = self._share_memory(session, welcome)
         with self._changed:
             self._dtype, session.welcomed = dtype, True
