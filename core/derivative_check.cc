@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <utility>
 
 #include "core/status_macros.h"
@@ -108,6 +109,34 @@ Sample Half(const DataLayout& layout, const Sample& whole, bool second) {
   return half;
 }
 
+// The slope of the loss along the unit vector u by central differences; nothing where those of two steps do not agree. The steps change the loss
+// by known parts of itself if `expected` is the slope, so that they fit parameters of every scale.
+template <typename Scalar>
+absl::StatusOr<std::optional<double>> MeasureSlope(Objective<Scalar>& objective, const Vector<Scalar>& theta, const Sample& sample, double loss,
+                                                   const Vector<Scalar>& u, double expected) {
+  constexpr double kAgreement = 0.02;
+  const double smallest_part = sizeof(Scalar) == 4 ? 1e-3 : 1e-8;  // the differences have two digits left
+  std::vector<Trial<Scalar>> trials;
+  for (double part = 1e-1; part > smallest_part * 0.99; part *= sizeof(Scalar) == 4 ? std::sqrt(0.1) : 0.1) {
+    const double step = part * std::abs(loss) / expected;
+    trials.push_back({&u, step});
+    trials.push_back({&u, -step});
+  }
+  HFOPT_ASSIGN_OR_RETURN(const std::vector<LossAnswer> losses, (objective.Losses(theta, trials, sample)));
+  std::optional<double> slope;
+  double best = kAgreement, coarser = std::numeric_limits<double>::quiet_NaN();
+  for (size_t i = 0; i < trials.size(); i += 2) {
+    const double finer = (losses[i].loss - losses[i + 1].loss) / (2 * trials[i].step);
+    const double disagreement = std::abs(finer - coarser) / std::max(std::abs(finer), std::abs(coarser));
+    if (disagreement < best) {
+      best = disagreement;
+      slope = finer;
+    }
+    coarser = finer;
+  }
+  return slope;
+}
+
 }  // namespace
 
 template <typename Scalar>
@@ -194,6 +223,58 @@ absl::StatusOr<std::vector<DerivativeCheckResult>> CheckDerivatives(Objective<Sc
   return results;
 }
 
+template <typename Scalar>
+absl::StatusOr<std::vector<DerivativeCheckResult>> SpotCheckDerivatives(Objective<Scalar>& objective, const Vector<Scalar>& theta,
+                                                                        const Sample& sample) {
+  DerivativeCheckResult slope{.name = "gradient", .limit = 0.1,
+      .meaning = "|g| against central differences of the loss along g; the gradient has a wrong sign or factor, or is a mean where a sum is due"};
+  DerivativeCheckResult semidefinite{.name = "semidefinite", .limit = 1e-3,
+      .meaning = "-g'Gg over |g||Gg|; the product has a wrong sign, or is the Hessian's"};
+  DerivativeCheckResult consistency{.name = "samples", .limit = 0.01,
+      .meaning = "loss, weight and product of the sample against the sums over its halves; means in the place of sums, or wrong windows"};
+  const auto worsen = [](DerivativeCheckResult& result, double error, double scale) {
+    if (scale > 0) Worsen(result, error / scale);
+  };
+
+  HFOPT_ASSIGN_OR_RETURN(const GradientAnswer<Scalar> gradient, objective.Gradient(theta, sample, {}));
+  const double norm = Norm(gradient.gradient);
+  if (norm > 0 && gradient.loss != 0 && std::isfinite(gradient.loss)) {
+    const Vector<Scalar> u = gradient.gradient / static_cast<Scalar>(norm);
+    HFOPT_ASSIGN_OR_RETURN(const std::optional<double> measured, MeasureSlope(objective, theta, sample, gradient.loss, u, norm));
+    if (measured.has_value()) worsen(slope, std::abs(norm - *measured), norm);
+
+    HFOPT_ASSIGN_OR_RETURN(auto G, objective.GaussNewtonAt(theta, sample));
+    Vector<Scalar> product;
+    HFOPT_RETURN_IF_ERROR(G->Apply(u, product));
+    worsen(semidefinite, -Dot(u, product), Norm(product));
+
+    if (std::all_of(sample.windows.begin(), sample.windows.end(), [](const Window& window) { return window.count != 1; })) {
+      const Trial<Scalar> at_theta;
+      Vector<Scalar> rest = static_cast<Scalar>(gradient.weight) * product, half_product;
+      double largest = Norm(rest), loss = 0, weight = 0;
+      for (const bool second : {false, true}) {
+        const Sample half = Half(objective.layout(), sample, second);
+        HFOPT_ASSIGN_OR_RETURN(const std::vector<LossAnswer> answer, (objective.Losses(theta, {&at_theta, 1}, half)));
+        loss += answer[0].loss * answer[0].weight;
+        weight += answer[0].weight;
+        HFOPT_ASSIGN_OR_RETURN(auto half_G, objective.GaussNewtonAt(theta, half));
+        HFOPT_RETURN_IF_ERROR(half_G->Apply(u, half_product));
+        Axpy(-answer[0].weight, half_product, rest);
+        largest = std::max(largest, answer[0].weight * Norm(half_product));
+      }
+      worsen(consistency, Norm(rest), largest);
+      worsen(consistency, std::abs(weight - gradient.weight), gradient.weight);
+      worsen(consistency, std::abs(loss - gradient.loss * gradient.weight), std::max(std::abs(loss), std::abs(gradient.loss * gradient.weight)));
+    }
+  }
+
+  std::vector<DerivativeCheckResult> results = {slope, semidefinite, consistency};
+  for (DerivativeCheckResult& result : results) result.passed = result.error <= result.limit;
+  return results;
+}
+
+template absl::StatusOr<std::vector<DerivativeCheckResult>> SpotCheckDerivatives<float>(Objective<float>&, const Vector<float>&, const Sample&);
+template absl::StatusOr<std::vector<DerivativeCheckResult>> SpotCheckDerivatives<double>(Objective<double>&, const Vector<double>&, const Sample&);
 template absl::StatusOr<std::vector<DerivativeCheckResult>> CheckDerivatives<float>(Objective<float>&,
                                                                                     const Vector<float>&,
                                                                                     const DerivativeCheckOptions&);

@@ -32,6 +32,13 @@ absl::StatusOr<std::vector<DerivativeCheckResult>> CheckDerivatives(Objective<Sc
                                                                     const Vector<Scalar>& theta,
                                                                     const DerivativeCheckOptions& options);
 
+// The same at little cost, for answers of a run that is under way: one gradient, two dozen losses, and three products along it, of `sample`, which
+// has a few examples. Finds what is wrong by a sign or a factor ("gradient", "semidefinite"), and means that were answered in the place of sums
+// ("samples"), not what is wrong in a few parameters. In doubt an answer passes: where the losses say too little, or not the same at different steps.
+template <typename Scalar>
+absl::StatusOr<std::vector<DerivativeCheckResult>> SpotCheckDerivatives(Objective<Scalar>& objective, const Vector<Scalar>& theta,
+                                                                        const Sample& sample);
+
 }  // namespace hfopt
 
 #endif  // HFOPT_CORE_DERIVATIVE_CHECK_H_

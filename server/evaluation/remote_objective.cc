@@ -4,7 +4,9 @@
 #include <cstring>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
+#include "core/derivative_check.h"
 #include "core/status_macros.h"
 #include "proto/failpoint/failpoint.h"
 #include "proto/wire/vector_codec.h"
@@ -130,11 +132,35 @@ absl::Status RemoteObjective<Scalar>::Add(const UnitAnswer& answer, uint64_t tra
 
 template <typename Scalar>
 std::optional<int> RemoteObjective<Scalar>::Repeat(std::vector<Unit>& units) {
-  if (repeat_every_ == 0 || ++evaluations_ % repeat_every_ != 0) return std::nullopt;
+  if (repeat_every_ == 0 || checking_ || ++evaluations_ % repeat_every_ != 0) return std::nullopt;
   const size_t i = evaluations_ / repeat_every_ % units.size();
   const Unit again = units[i];
   units.insert(units.begin() + i, again);
   return again.shard;
+}
+
+template <typename Scalar>
+absl::Status RemoteObjective<Scalar>::CheckNewWorkers(const Vector<Scalar>& theta, const Sample& sample) {
+  constexpr int64_t kExamples = 4;
+  checking_ = true;
+  const auto checked = absl::MakeCleanup([this] { checking_ = false; });
+  for (const auto& [shard, worker] : std::map(gradient_of_)) {
+    if (checked_.contains(worker) || sample.windows[shard].count == 0) continue;
+    Sample few{.data = sample.data, .windows = std::vector<Window>(sample.windows.size())};
+    few.windows[shard] = sample.windows[shard];
+    few.windows[shard].count = std::min(kExamples, few.windows[shard].count);
+    HFOPT_ASSIGN_OR_RETURN(const std::vector<DerivativeCheckResult> results, SpotCheckDerivatives<Scalar>(*this, theta, few));
+    for (const DerivativeCheckResult& result : results) {
+      if (result.passed) continue;
+      return absl::InvalidArgumentError(absl::StrCat(
+          run_name_, ": shard ", shard, ": the answers of worker ", worker.first, " contradict each other at ", few.windows[shard].count,
+          " examples from ", few.windows[shard].begin, " on: ", result.meaning, " (relative error ", result.error, ", limit ", result.limit,
+          "); nothing of them was used. hfopt conformance and the check of the client library find the place. Mend the model and resume the run, or "
+          "create it anew with repeat_every 0, which asks no such questions"));
+    }
+    checked_.insert(worker);
+  }
+  return absl::OkStatus();
 }
 
 // Workers of one run may round differently, for example in two languages; what is found here is one that contradicts itself.
@@ -220,7 +246,7 @@ template <typename Scalar>
 absl::StatusOr<GradientAnswer<Scalar>> RemoteObjective<Scalar>::Gradient(const Vector<Scalar>& theta,
                                                                          const Sample& sample,
                                                                          const GradientExtras& extras) {
-  pool_.Rebalance();  // between solves, when no activations are kept
+  if (!checking_) pool_.Rebalance();  // between solves, when no activations are kept
   const NamedVectorPtr base = SetTheta(theta);
   v1::EvaluationRequest request;
   request.mutable_gradient()->mutable_point()->set_base(base->name);
@@ -243,6 +269,7 @@ absl::StatusOr<GradientAnswer<Scalar>> RemoteObjective<Scalar>::Gradient(const V
       return CheckRepeated(*first, first->answer.gradient().gradient_transfer(), unit, a.gradient_transfer(), "gradient");
     }
     if (unit.shard == repeated) first = unit;
+    gradient_of_[unit.shard] = {unit.worker_id, unit.incarnation};
     loss.Add({a.loss_sum()}, a.weight());
     HFOPT_RETURN_IF_ERROR(Add(unit, a.gradient_transfer(), a.weight(), "gradient", gradient));
     if (extras.second_moment) {
@@ -257,6 +284,7 @@ absl::StatusOr<GradientAnswer<Scalar>> RemoteObjective<Scalar>::Gradient(const V
   answer.loss = loss.Mean()[0].loss;
   answer.weight = gradient.weight();
   answer.noise = GradientNoise(part_norms, Norm(answer.gradient));
+  if (repeat_every_ != 0 && !checking_) HFOPT_RETURN_IF_ERROR(CheckNewWorkers(theta, sample));
   return answer;
 }
 

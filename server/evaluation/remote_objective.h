@@ -4,7 +4,9 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/objective.h"
@@ -22,7 +24,8 @@ template <typename Scalar>
 class RemoteObjective : public Objective<Scalar> {
  public:
   // `pool` outlives this and has its shards set to layout.shards. `run_name` is for messages. In every `repeat_every`-th gradient or
-  // product one shard is asked for twice, and answers of one worker that differ are an error; 0: never.
+  // product one shard is asked for twice, and answers of one worker that differ are an error; so are answers to the first gradient of a worker
+  // that contradict its losses and products (core/derivative_check.h, SpotCheckDerivatives). 0: neither.
   RemoteObjective(std::string run_name, WorkerPool& pool, int64_t num_parameters, DataLayout layout, uint32_t repeat_every = 0)
       : run_name_(std::move(run_name)),
         pool_(pool),
@@ -46,6 +49,9 @@ class RemoteObjective : public Objective<Scalar> {
 
  private:
   class RemoteProduct;
+
+  // Spot-checks, at theta, the shards of `sample` whose gradient has come from a worker that is new. INVALID_ARGUMENT naming shard and worker.
+  absl::Status CheckNewWorkers(const Vector<Scalar>& theta, const Sample& sample);
 
   // Asks for the unit of one shard twice, if it is time to: another shard each time. Answers the shard.
   std::optional<int> Repeat(std::vector<Unit>& units);
@@ -71,6 +77,10 @@ class RemoteObjective : public Objective<Scalar> {
   const DataLayout layout_;
   const uint32_t repeat_every_;
   uint64_t evaluations_ = 0;  // gradients and products
+  using WorkerName = std::pair<std::string, uint64_t>;  // and its incarnation
+  std::map<int, WorkerName> gradient_of_;  // by shard: who has answered last
+  std::set<WorkerName> checked_;
+  bool checking_ = false;  // what is asked is no part of the optimization
   NamedVectorPtr theta_;
   std::vector<NamedVectorPtr> directions_;  // of the last Losses call
 };

@@ -382,7 +382,7 @@ absl::Status WorkerPool::OnAnswer(const WorkerLink* link, v1::Answer answer, std
   ++worker->answers;
   worker->compute_seconds += answer.compute_seconds();
   evaluation_seconds_[worker_id] += answer.compute_seconds();
-  answers_[pending.index] = UnitAnswer{pending.unit->shard, std::move(answer), std::move(vectors), worker_id};
+  answers_[pending.index] = UnitAnswer{pending.unit->shard, std::move(answer), std::move(vectors), worker_id, worker->hello.incarnation()};
   pending_.erase(it);
   changed_.SignalAll();
   return absl::OkStatus();

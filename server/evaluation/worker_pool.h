@@ -48,6 +48,7 @@ struct UnitAnswer {
   v1::Answer answer;
   std::map<uint64_t, AnyVector> vectors;  // by transfer
   std::string worker_id;
+  uint64_t incarnation = 0;
 };
 
 // Where the wall time of evaluations went, in seconds, and what they moved. Totals.

@@ -306,5 +306,114 @@ TYPED_TEST(DerivativeCheck, PassesAnErrorOn) {
   }
 }
 
+// --- The spot check of a run that is under way
+
+template <typename Scalar>
+class SpotCheck : public DerivativeCheck<Scalar> {
+ protected:
+  std::set<std::string> Failures() { return FailuresOf(this->mistaken_, this->theta_, DrawSample(this->layout_, DataSet::kTraining, 12, 20)); }
+
+  static std::set<std::string> FailuresOf(Objective<Scalar>& objective, const Vector<Scalar>& theta, const Sample& sample) {
+    const auto results = SpotCheckDerivatives(objective, theta, sample);
+    EXPECT_TRUE(results.ok()) << results.status();
+    std::set<std::string> failures;
+    for (const DerivativeCheckResult& result : *results) {
+      EXPECT_FALSE(result.meaning.empty());
+      EXPECT_EQ(result.passed, result.error <= result.limit);
+      if (!result.passed) failures.insert(result.name);
+    }
+    return failures;
+  }
+};
+TYPED_TEST_SUITE(SpotCheck, Scalars);
+
+TYPED_TEST(SpotCheck, PassesWhatIsRightInEveryScale) {
+  for (const double scale : {1e-9, 1e-3, 1., 1e4}) {  // of the parameters
+    LeastSquaresObjective<TypeParam> right(this->kParameters, this->layout_, CurvedResiduals(this->A_ / scale, this->C_ / scale, this->y_));
+    for (int i = 0; i < 20; ++i) {
+      const Vector<TypeParam> theta = (scale * this->random_.Vector(this->kParameters)).template cast<TypeParam>();
+      for (const int64_t examples : {3, 12, 50}) {
+        EXPECT_THAT(this->FailuresOf(right, theta, DrawSample(this->layout_, DataSet::kTraining, examples, 7 * i)), IsEmpty()) << scale << " " << i;
+      }
+    }
+  }
+}
+
+TYPED_TEST(SpotCheck, PassesASingleShardAndASingleExample) {
+  Sample sample{.windows = std::vector<Window>(3)};
+  for (const int64_t count : {1, 2, 4}) {
+    sample.windows[1] = {.begin = 15, .count = count};
+    EXPECT_THAT(this->FailuresOf(this->right_, this->theta_, sample), IsEmpty()) << count;
+  }
+}
+
+TYPED_TEST(SpotCheck, PassesAMinimumAndItsSurroundings) {
+  Random random(1);
+  LeastSquaresObjective<TypeParam> linear(3, this->layout_, LinearResiduals(random.Matrix(50, 3), Eigen::VectorXd::Zero(50)));
+  const Sample all = DrawSample(this->layout_, DataSet::kTraining, 50, 0);
+  EXPECT_THAT(this->FailuresOf(linear, Vector<TypeParam>::Zero(3), all), IsEmpty());
+  EXPECT_THAT(this->FailuresOf(linear, (1e-12 * random.Vector(3)).template cast<TypeParam>(), all), IsEmpty());
+  // A loss that does not go to zero, where rounding is all that moves it.
+  const Eigen::MatrixXd A = random.Matrix(50, 3);
+  const Eigen::VectorXd y = random.Vector(50);
+  LeastSquaresObjective<TypeParam> noisy(3, this->layout_, LinearResiduals(A, y));
+  const Eigen::VectorXd minimum = A.colPivHouseholderQr().solve(y);
+  EXPECT_THAT(this->FailuresOf(noisy, minimum.template cast<TypeParam>(), all), IsEmpty());
+}
+
+TYPED_TEST(SpotCheck, CatchesAGradientOfAWrongSignOrFactor) {
+  for (const double factor : {-1., 2., 0.5, 0.25, -3., 1.2}) {
+    this->mistaken_.on_gradient = [&](auto& answer) { answer.gradient *= static_cast<TypeParam>(factor); };
+    EXPECT_THAT(this->Failures(), Contains("gradient")) << factor;
+  }
+}
+
+TYPED_TEST(SpotCheck, CatchesAProductOfTheWrongSign) {
+  this->mistaken_.on_product = [](const auto&, auto& product) { product = -product; };
+  EXPECT_THAT(this->Failures(), Contains("semidefinite"));
+}
+
+// A worker that answers with means makes what the server divides by the weight too small, by the weight.
+TYPED_TEST(SpotCheck, CatchesMeansInThePlaceOfSums) {
+  this->mistaken_.on_losses = [](auto, auto& answers) {
+    for (LossAnswer& answer : answers) answer.loss /= answer.weight;
+  };
+  EXPECT_THAT(this->Failures(), Contains("gradient"));
+  this->mistaken_.on_gradient = [](auto& answer) {
+    answer.gradient /= static_cast<TypeParam>(answer.weight);
+    answer.loss /= answer.weight;
+  };
+  EXPECT_THAT(this->Failures(), Contains("samples"));
+  this->mistaken_.on_losses = nullptr;
+  EXPECT_THAT(this->Failures(), Contains("gradient"));
+}
+
+TYPED_TEST(SpotCheck, CatchesWindowsThatAreNotHonoured) {
+  this->mistaken_.on_sample = [](CallKind kind, Sample& sample) {
+    if (kind != CallKind::kLinearization) return;
+    for (Window& window : sample.windows) window.begin = 0;
+  };
+  EXPECT_THAT(this->Failures(), Contains("samples"));
+}
+
+TYPED_TEST(SpotCheck, CostsLittle) {
+  ASSERT_THAT(this->Failures(), IsEmpty());
+  EXPECT_EQ(this->mistaken_.Count(CallKind::kGradient), 1);
+  EXPECT_EQ(this->mistaken_.Count(CallKind::kProduct), 3);
+  int points = 0;
+  for (const auto& call : this->mistaken_.calls) points += call.trials;
+  EXPECT_LE(points, 20);
+}
+
+TYPED_TEST(SpotCheck, AnswersTheFailureOfEveryCall) {
+  ASSERT_THAT(this->Failures(), IsEmpty());
+  const int calls = static_cast<int>(this->mistaken_.calls.size());
+  for (int at = 0; at < calls; ++at) {
+    ScriptedObjective<TypeParam> failing(this->right_);
+    failing.fails_at = at;
+    EXPECT_EQ(SpotCheckDerivatives<TypeParam>(failing, this->theta_, DrawSample(this->layout_, DataSet::kTraining, 12, 20)).status(), failing.failure);
+  }
+}
+
 }  // namespace
 }  // namespace hfopt

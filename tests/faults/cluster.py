@@ -145,7 +145,7 @@ class Model:
 SMALL = Model(layers="64-16-10", element_type="ELEMENT_TYPE_FLOAT32", gradient_examples=0, curvature_fraction=1.0)
 # The third goes on for long enough for workers to come and go.
 LARGE = Model(layers="64-512-192-10", element_type="ELEMENT_TYPE_FLOAT64", gradient_examples=120, curvature_fraction=0.5)
-LONG = Model(layers="64-16-10", element_type="ELEMENT_TYPE_FLOAT32", gradient_examples=0, curvature_fraction=1.0, shards=6, iterations=40)
+LONG = Model(layers="64-16-10", element_type="ELEMENT_TYPE_FLOAT32", gradient_examples=0, curvature_fraction=1.0, shards=6, iterations=20)
 
 
 @dataclass
@@ -325,7 +325,8 @@ class Cluster:
 
     def _options(self) -> Any:
         from hfopt.v1 import run_pb2, vector_pb2
-        options = run_pb2.RunOptions(shards=self.model.shards, seed=3, element_type=vector_pb2.ElementType.Value(self.model.element_type))
+        # Everything is asked once, so that answers can be counted.
+        options = run_pb2.RunOptions(shards=self.model.shards, seed=3, repeat_every=0, element_type=vector_pb2.ElementType.Value(self.model.element_type))
         optimizer = options.optimizer
         optimizer.preset = run_pb2.OptimizerOptions.PRESET_PUBLISHED
         optimizer.conjugate_gradient.max_iterations = 6

@@ -29,7 +29,8 @@ def all_cells() -> List[Cell]:
 
 
 FAST = ("kill/server/checkpoint-rename", "kill/worker/uploaded-shared", "kill/workers/line-search", "kill/server+workers/upload-chunks",
-        "stop/worker/cg-solve", "stop/server/gradient")
+        "stop/worker/cg-solve", "stop/server/gradient", "network/reset/up", "network/garbage/down", "network/flip/up", "network/silence/down",
+        "network/partition/worker")
 
 
 class Matrix:

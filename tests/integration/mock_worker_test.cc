@@ -42,6 +42,7 @@ class MockWorkerTest : public ::testing::Test {
     v1::RunOptions options;
     options.set_shards(kShards);
     options.set_lease_seconds(lease_seconds);
+    options.set_repeat_every(0);  // the numbers of requests are those of the optimization
     *options.mutable_optimizer() = ShortRun();
     EXPECT_TRUE(client_.Create("r", options).ok());
     EXPECT_TRUE(client_.Start("r").ok());

@@ -185,6 +185,7 @@ TEST(Bytes, EveryVectorIsSentOnce) {
   v1::RunOptions options;
   options.set_shards(1);
   options.set_seed(7);
+  options.set_repeat_every(0);
   *options.mutable_optimizer() = optimizer;
   ASSERT_TRUE(client.Create("digits", options).ok());
   ASSERT_TRUE(client.Start("digits").ok());

@@ -62,6 +62,17 @@ TYPED_TEST(VectorReducerOf, SeesEveryElementThatIsNotFinite) {
   }
 }
 
+TYPED_TEST(VectorReducerOf, KeepsDenormalNumbers) {
+  const TypeParam least = std::numeric_limits<TypeParam>::denorm_min();
+  const Vector<TypeParam> a = Vector<TypeParam>::Constant(20, 4 * least), b = Vector<TypeParam>::Constant(20, 2 * least);
+  Vector<TypeParam> mean;
+  VectorReducer<TypeParam> reducer(mean);
+  EXPECT_TRUE(reducer.Add(a, 1));
+  EXPECT_TRUE(reducer.Add(b, 1));
+  reducer.Finish();
+  EXPECT_EQ(mean, Vector<TypeParam>(Vector<TypeParam>::Constant(20, 3 * least)));
+}
+
 TYPED_TEST(VectorReducerOf, TakesTheLargestNumbersForFinite) {
   const Vector<TypeParam> largest = Vector<TypeParam>::Constant(20, std::numeric_limits<TypeParam>::max());
   Vector<TypeParam> mean;
