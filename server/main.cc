@@ -1,6 +1,7 @@
 // hfopt-server: hosts the state of Hessian-free optimizers and asks workers for losses, gradients and Gauss-Newton products.
 
 #include <signal.h>
+#include <sys/resource.h>
 
 #include <iostream>
 
@@ -15,6 +16,14 @@ namespace {
 
 using hfopt::server::Server;
 using hfopt::server::ServerOptions;
+
+// Each session takes a descriptor, and 1,024, the usual soft limit, are soon used up. The hard limit is what the machine's owner allows.
+void AllowManyDescriptors() {
+  rlimit files;
+  if (getrlimit(RLIMIT_NOFILE, &files) != 0) return;
+  files.rlim_cur = files.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &files);
+}
 
 // Options on the command line, in the environment as HFOPT_*, and in a file of "name = value" lines, in this order of precedence.
 void AddOptions(CLI::App& app, ServerOptions& options) {
@@ -52,6 +61,8 @@ void AddOptions(CLI::App& app, ServerOptions& options) {
 
 int main(int argc, char** argv) {
   hfopt::wire::KeepFreedPages();
+
+  AllowManyDescriptors();
 
   // Blocked before any thread is started, so that only sigwait below takes them.
   sigset_t signals;

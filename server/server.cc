@@ -14,9 +14,10 @@
 namespace hfopt::server {
 namespace {
 
-// Keepalive, in agreement with the clients (client/cpp/channel.cc): they ping every 30 s, we accept a ping every 10 s also when no call is
-// open, and so never answer "too many pings".
-constexpr int kMinPingIntervalMs = 10'000;
+// Keepalive, in agreement with the clients (client/cpp/channel.cc): both sides ping every 30 s and take a connection for dead when no answer comes for
+// 20 s, so that nothing is kept for a peer that has gone without a word. We accept a ping every 10 s also when no call is open, and so never answer
+// "too many pings".
+constexpr int kPingIntervalMs = 30'000, kPingTimeoutMs = 20'000, kMinPingIntervalMs = 10'000;
 
 // Time for streams to end by themselves; after it they are cut.
 constexpr absl::Duration kShutdownGrace = absl::Seconds(5);
@@ -74,6 +75,9 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   grpc::ServerBuilder builder;
   builder.RegisterService(server->evaluation_service_.get());
   builder.RegisterService(server->run_service_.get());
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kPingIntervalMs);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kPingTimeoutMs);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, kMinPingIntervalMs);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxConcurrentStreams);

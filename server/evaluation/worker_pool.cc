@@ -513,7 +513,7 @@ std::optional<absl::Duration> WorkerPool::UsualTime() const {
 
 absl::Time WorkerPool::HedgeLate() {
   const std::optional<absl::Duration> usual = UsualTime();
-  if (!usual.has_value()) return absl::InfiniteFuture();
+  if (!options_.hedging || !usual.has_value()) return absl::InfiniteFuture();
   const absl::Duration allowed = std::max(kLate * *usual, kLeastLateness);
   std::set<std::string> busy;
   for (const auto& [id, pending] : pending_) {

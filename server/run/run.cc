@@ -76,6 +76,7 @@ WorkerPool::Options PoolOptions(const v1::Run& record, const OptimizerOptions& o
           .element_type = record.options().element_type(),
           .model = KnownModel(record),
           .lease = lease > 0 ? absl::Seconds(lease) : environment.default_lease,
+          .hedging = !record.options().disable_hedging(),
           .check_memory =
               [run = record.options(), optimizer, limit = environment.memory_limit_bytes](int64_t num_parameters) {
                 return CheckFits(run, optimizer, num_parameters, limit);

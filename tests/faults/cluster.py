@@ -27,6 +27,10 @@ class Failure(Exception):
     """What a cell should have shown and did not."""
 
 
+class Missed(Exception):
+    """The moment that was waited for did not come: what should have met it had nothing to do by then."""
+
+
 def await_condition(what: str, condition: Callable[[], Any], on_wait: Callable[[], None] = lambda: None) -> Any:
     """The first true value of `condition`. `on_wait` is called between its evaluations."""
     deadline = time.monotonic() + PATIENCE_SECONDS
@@ -60,6 +64,20 @@ class Process:
 
     def was_killed(self) -> bool:
         return self.exit_code == -signal.SIGKILL
+
+    @property
+    def memory(self) -> int:
+        """Bytes of it that are in memory."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return 1024 * int(status.split("VmRSS:")[1].split()[0])
+
+    @property
+    def descriptors(self) -> int:
+        return len(list(Path(f"/proc/{self._process.pid}/fd").iterdir()))
+
+    @property
+    def threads(self) -> int:
+        return len(list(Path(f"/proc/{self._process.pid}/task").iterdir()))
 
     def is_stopped(self) -> bool:
         try:
@@ -228,9 +246,8 @@ class Cluster:
                     raise Failure(f"the server ended with {process.exit_code} at its start:\n{process.output()}")
                 return process.line_after("listening on ")
             self._address = await_condition("the server listens", listening)
-            host, _, port = self._address.rpartition(":")
             for proxy in self.proxies.values():
-                proxy.target = (host, int(port))
+                proxy.target = self.address
             self._channel = self._dial(self._address)
             self._watch_channel = self._dial(self.proxies["watcher"].address) if "watcher" in self.proxies else self._channel
 
@@ -256,6 +273,18 @@ class Cluster:
                 self.start(name)
 
     @property
+    def address(self) -> Tuple[str, int]:
+        host, _, port = self._address.rpartition(":")
+        return host, int(port)
+
+    def connections(self) -> int:
+        """That the server has, as the kernel sees them."""
+        here = f":{self.address[1]:04X}"
+        tables = [Path(f"/proc/net/{table}").read_text() for table in ("tcp", "tcp6")]
+        lines = [line.split() for table in tables for line in table.splitlines()[1:]]
+        return sum(line[1].endswith(here) and line[3] == "01" for line in lines)
+
+    @property
     def server(self) -> Process:
         return self.processes["server"]
 
@@ -276,6 +305,10 @@ class Cluster:
             self.processes[name].signal(number)
             await_condition(f"{name} ends", lambda: self.processes[name].exit_code is not None)
 
+    def forget_workers(self) -> None:
+        """Of a run that is over."""
+        self.history = [process for process in self.history if process is self.server or process is self.disk]
+
     def answers(self) -> Dict[str, int]:
         """Of each worker, since the server was started."""
         run = self.get()
@@ -283,7 +316,7 @@ class Cluster:
 
     # --- the client
 
-    def _stub(self, channel: Any = None) -> Any:
+    def stub(self, channel: Any = None) -> Any:
         from hfopt.v1 import run_service_pb2_grpc
         return run_service_pb2_grpc.RunServiceStub(channel or self._channel)
 
@@ -291,7 +324,7 @@ class Cluster:
         """Answers None when there is no server."""
         import grpc
         try:
-            return getattr(self._stub(), method)(request, timeout=PATIENCE_SECONDS)
+            return getattr(self.stub(), method)(request, timeout=PATIENCE_SECONDS)
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.UNAVAILABLE:
                 return None
@@ -304,8 +337,11 @@ class Cluster:
 
     def begin(self) -> None:
         """Starts everything, and the run once all workers are there. What is killed meanwhile is started again."""
-        from hfopt.v1 import run_service_pb2
         self.start("server", self.rules.get("server", ""))
+        self.begin_run()
+
+    def begin_run(self) -> None:
+        from hfopt.v1 import run_service_pb2
         request = run_service_pb2.CreateRunRequest(run_id="r", options=self._options(), request_id="once")
         await_condition("CreateRun", lambda: self.call("CreateRun", request), self.restart_killed)
         for name in self.staff:
@@ -315,8 +351,9 @@ class Cluster:
             run = self.get()
             return run is not None and sum(worker.connected for worker in run.workers) == len(self.staff)
         await_condition("all workers are connected", all_connected, self.restart_killed)
-        self._watcher = threading.Thread(target=self._watch)
-        self._watcher.start()
+        if self._watcher is None:
+            self._watcher = threading.Thread(target=self._watch)
+            self._watcher.start()
         await_condition("StartRun", lambda: self.call("StartRun", run_service_pb2.StartRunRequest(name="runs/r")))
 
     def resume(self) -> None:
@@ -325,8 +362,8 @@ class Cluster:
 
     def _options(self) -> Any:
         from hfopt.v1 import run_pb2, vector_pb2
-        # Everything is asked once, so that answers can be counted.
-        options = run_pb2.RunOptions(shards=self.model.shards, seed=3, repeat_every=0, element_type=vector_pb2.ElementType.Value(self.model.element_type))
+        # Everything is asked once, so that answers can be counted, and of the worker whose shard it is, also on a machine with other work.
+        options = run_pb2.RunOptions(shards=self.model.shards, seed=3, repeat_every=0, disable_hedging=True, element_type=vector_pb2.ElementType.Value(self.model.element_type))
         optimizer = options.optimizer
         optimizer.preset = run_pb2.OptimizerOptions.PRESET_PUBLISHED
         optimizer.conjugate_gradient.max_iterations = 6
@@ -350,7 +387,7 @@ class Cluster:
         while not self._watch_end.is_set():
             request = run_service_pb2.WatchRunRequest(name="runs/r", after_iteration=max(self.seen, default=0))
             try:
-                for event in self._stub(self._watch_channel).WatchRun(request, timeout=PATIENCE_SECONDS):
+                for event in self.stub(self._watch_channel).WatchRun(request, timeout=PATIENCE_SECONDS):
                     if event.HasField("iteration"):
                         number = event.iteration.iteration
                         if number != len(self.seen) + 1:
@@ -384,30 +421,41 @@ class Cluster:
             return -1
         return sys.maxsize if run.state == run_pb2.RUN_STATE_ENDED else run.last_iteration.iteration
 
-    def finish(self) -> Result:
-        """Follows the run to its end, starting again what is killed; looks at it, and ends server and workers in good order."""
-        from hfopt.v1 import run_pb2, run_service_pb2
+    def has_ended(self) -> bool:
+        from hfopt.v1 import run_pb2
+        run = self.get()
+        if run is not None and run.state == run_pb2.RUN_STATE_FAILED:
+            raise Failure(f"the run failed: {run.state_detail}")
+        return run is not None and run.state == run_pb2.RUN_STATE_ENDED
 
-        def over() -> bool:
-            run = self.get()
-            if run is not None and run.state == run_pb2.RUN_STATE_FAILED:
-                raise Failure(f"the run failed: {run.state_detail}")
-            return run is not None and run.state == run_pb2.RUN_STATE_ENDED
-        await_condition("the run ends", over, self.restart_killed)
+    def await_moment(self, what: str, come: Callable[[], bool]) -> None:
+        """A worker's moment does not come when its shard has gone to one that was faster."""
+        def come_or_over() -> bool:
+            if not come() and self.has_ended() and not come():
+                raise Missed(what)
+            return come()
+        await_condition(what, come_or_over)
+
+    def finish_run(self) -> None:
+        """Follows the run to its end, starting again what is killed, and the workers to theirs."""
+        await_condition("the run ends", self.has_ended, self.restart_killed)
         for name in self.staff:
             await_condition(f"worker {name} ends", lambda: self.processes[name].exit_code == 0, self.restart_killed)
-        if over():  # with the server there: it may have been killed after its last answer
+
+    def finish(self) -> Result:
+        """The same, looks at what has come of it, and ends the server in good order."""
+        from hfopt.v1 import run_pb2
+        self.finish_run()
+        if self.has_ended():  # with the server there: it may have been killed after its last answer
             self._watcher.join()
         run = self.get()
         if run.termination.reason != run_pb2.Termination.REASON_ITERATION_BUDGET:
             raise Failure(f"the run ended otherwise: {run.termination}")
-        reports = self._reports()
-        parameters = self._parameters()
+        reports = self.reports()
+        parameters = self.parameters()
         self._watch_channel.close()
         self._channel.close()
-        self.server.signal(signal.SIGTERM)
-        if await_condition("the server ends", lambda: self.server.exit_code is not None) and self.server.exit_code != 0:
-            raise Failure(f"the server ended with {self.server.exit_code}:\n{self.server.output()}")
+        self.end_server()
         if self.watch_errors:
             raise Failure("; ".join(self.watch_errors))
         # The record adds up what the reports say, each once.
@@ -417,17 +465,22 @@ class Cluster:
                       sum(worker.answers for worker in run.workers), sum(r.reissued for r in reports), dict(self.seen),
                       {r.iteration: r.SerializeToString(deterministic=True) for r in reports})
 
-    def _reports(self) -> List[Any]:
+    def end_server(self) -> None:
+        self.server.signal(signal.SIGTERM)
+        if await_condition("the server ends", lambda: self.server.exit_code is not None) and self.server.exit_code != 0:
+            raise Failure(f"the server ended with {self.server.exit_code}:\n{self.server.output()}")
+
+    def reports(self) -> List[Any]:
         from hfopt.v1 import run_service_pb2
-        events = self._stub().WatchRun(run_service_pb2.WatchRunRequest(name="runs/r"), timeout=PATIENCE_SECONDS)
+        events = self.stub().WatchRun(run_service_pb2.WatchRunRequest(name="runs/r"), timeout=PATIENCE_SECONDS)
         return [event.iteration for event in events if event.HasField("iteration")]
 
-    def _parameters(self) -> bytes:
+    def parameters(self) -> bytes:
         from hfopt.v1 import run_service_pb2
         request = run_service_pb2.DownloadParametersRequest(
             name="runs/r", version=run_service_pb2.DownloadParametersRequest.VERSION_LAST)
         chunks: List[Tuple[int, bytes]] = []
-        for message in self._stub().DownloadParameters(request, timeout=PATIENCE_SECONDS):
+        for message in self.stub().DownloadParameters(request, timeout=PATIENCE_SECONDS):
             if message.HasField("chunk"):
                 chunks.append((message.chunk.offset, message.chunk.data))
         return b"".join(data for _, data in sorted(chunks))

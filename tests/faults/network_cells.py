@@ -5,7 +5,7 @@ import re
 from typing import Callable, Dict, List, Tuple
 
 from cell import Cell, armed
-from cluster import LARGE, WORKERS, Cluster, Failure, Result, await_condition
+from cluster import LARGE, WORKERS, Cluster, Failure, Missed, Result, await_condition
 from proxy import DOWN, UP, Accident, Link
 
 # In the middle of the first vector that a worker sends, or is sent: vectors have 1,069,648 bytes. (A worker that is found slow is asked for less.)
@@ -18,7 +18,7 @@ def cell(name: str, links: Dict[str, Link], disturb: Callable[[Cluster], None] =
         for process, link in links.items():
             happened = cluster.proxies[process].happened
             if tuple(happened) != link.accidents:
-                raise Failure(f"of the accidents of {process}, {link.accidents}, only {happened} happened")
+                raise Missed(f"of the accidents of {process}, {link.accidents}, only {happened} happened")
         verify(cluster, result)
     return Cell(f"network/{name}", LARGE, armed(True, {}), disturb, links=links, tls=tls, verify=verify_all)
 
@@ -53,7 +53,7 @@ def accidents_for_everyone(kind: str) -> Cell:
 def silence(kind: str, direction: str) -> Cell:
     """A connection on which nothing passes any more and nobody says so. The others take over when the lease is over."""
     def disturb(cluster: Cluster) -> None:
-        await_condition("the link of a is silent", lambda: cluster.proxies["a"].happened)
+        cluster.await_moment("the link of a is silent", lambda: bool(cluster.proxies["a"].happened))
         before = cluster.iteration()
         await_condition("the others finish an iteration", lambda: cluster.iteration() > before)
         cluster.proxies["a"].end_silence()
@@ -61,11 +61,14 @@ def silence(kind: str, direction: str) -> Cell:
 
 
 def silence_for_ever() -> Cell:
-    """The worker itself notices, by its pings; then it is told that the run has ended meanwhile."""
-    def verify(cluster: Cluster, result: Result) -> None:
-        if len(cluster.proxies["a"].dialled_at) != 2:
-            raise Failure(f"a has dialled {len(cluster.proxies['a'].dialled_at)} times")
-    return cell("silence/for-ever", {"a": Link(accidents=(Accident("silence", UP, IN_A_VECTOR),))}, verify=verify)
+    """Both sides notice by themselves, by their pings: the server drops the connection, the worker is told that the run has ended meanwhile."""
+    def disturb(cluster: Cluster) -> None:
+        await_condition("the link of a is silent", lambda: cluster.proxies["a"].happened)
+        before = cluster.connections()
+        await_condition("the others end the run", cluster.has_ended)
+        await_condition("the others leave", lambda: cluster.connections() == before - 2)
+        await_condition("the server has dropped the connection, and the worker its new one", lambda: cluster.connections() == before - 3)
+    return cell("silence/for-ever", {"a": Link(accidents=(Accident("silence", UP, IN_A_VECTOR),))}, disturb)
 
 
 def silent_from_the_start() -> Cell:

@@ -75,8 +75,10 @@ def kill_cell(victim: str, place: Place) -> Cell:
         process = cluster.processes[trigger]
         if held:
             await_condition(f"{trigger} stops at {point}", process.is_stopped)
-        else:
+        elif on_server:
             await_condition(f"{trigger} crashes at {point}", process.was_killed)
+        else:
+            cluster.await_moment(f"{trigger} crashes at {point}", process.was_killed)
         if victim == "worker":
             cluster.processes["a"].kill()
         elif victim.endswith("workers"):
@@ -96,7 +98,11 @@ def stop_cell(victim: str, place: Place) -> Cell:
     point = place.server if on_server else place.worker
 
     def disturb(cluster: Cluster) -> None:
-        await_condition(f"{trigger} stops at {point}", cluster.processes[trigger].is_stopped)
+        stops = cluster.processes[trigger].is_stopped
+        if on_server:
+            await_condition(f"{trigger} stops at {point}", stops)
+        else:
+            cluster.await_moment(f"{trigger} stops at {point}", stops)
         since = time.monotonic()
         stopped = {"server": [], "worker": cluster.workers[:1]}.get(victim, cluster.workers)
         for worker in stopped:

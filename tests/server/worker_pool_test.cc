@@ -76,6 +76,9 @@ v1::Answer LossAnswerTo(const v1::EvaluationRequest& request, double loss) {
 
 class WorkerPoolTest : public ::testing::Test {
  protected:
+  explicit WorkerPoolTest(bool hedging = true)
+      : pool_({.run_name = "runs/r", .lease = kLease, .hedging = hedging, .now = clock_.AsFunction()}) {}
+
   std::shared_ptr<FakeLink> MakeLink() { return std::make_shared<FakeLink>(clock_); }
   std::shared_ptr<FakeLink> Join(const v1::Hello& hello) {
     auto link = MakeLink();
@@ -104,7 +107,7 @@ class WorkerPoolTest : public ::testing::Test {
   }
 
   FakeClock clock_;
-  WorkerPool pool_{{.run_name = "runs/r", .lease = kLease, .now = clock_.AsFunction()}};
+  WorkerPool pool_;
 };
 
 TEST_F(WorkerPoolTest, WelcomesWorkersOnceShardsAreFixed) {
@@ -475,6 +478,29 @@ TEST_F(WorkerPoolTest, WhatAWorkerIsLateWithAnIdleOneComputesToo) {
   Answer(*a, a->AwaitRequests(2)[1], 2);
   Answer(*c, c->AwaitRequests(2)[1], 3);
   EXPECT_THAT(Losses(next.get()), ElementsAre(2, 3));
+}
+
+class WorkerPoolWithoutHedging : public WorkerPoolTest {
+ protected:
+  WorkerPoolWithoutHedging() : WorkerPoolTest(/*hedging=*/false) {}
+};
+
+TEST_F(WorkerPoolWithoutHedging, WaitsForALateWorkerUntilItsLeaseEnds) {
+  pool_.SetShards(2);
+  const auto a = Join(HelloOf("a")), b = Join(HelloOf("b"));
+  auto result = EvaluateAsync(2);
+  const auto of_a = a->AwaitRequests(1)[0], of_b = b->AwaitRequests(1)[0];
+  Advance(kLease / 100);
+  Answer(*a, of_a, 1);
+  Advance(kLease / 2);
+  a->Hear();
+  EXPECT_THAT(a->sent(), SizeIs(3)) << "a welcome, theta and a request";
+  Advance(kLease / 2);
+  EXPECT_EQ(a->AwaitRequests(2)[1].id(), of_b.id());
+  Answer(*a, of_b, 2);
+  EXPECT_THAT(Losses(result.get()), ElementsAre(1, 2));
+  EXPECT_EQ(pool_.accounting().hedged, 0);
+  EXPECT_EQ(pool_.accounting().reissued, 1);
 }
 
 TEST_F(WorkerPoolTest, ALateAnswerThatComesFirstCounts) {
