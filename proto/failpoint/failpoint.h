@@ -68,6 +68,8 @@ inline constexpr Point kPoints[] = {
     {"checkpoint.rename_best", true, "the best checkpoint has its temporary name"},
     {"checkpoint.sync", true, "all names of a checkpoint are there, the directory is not synced"},
     {"checkpoint.prune", false, "a checkpoint is stored, those that it makes superfluous are still there"},
+    {"journal.write", true, "an entry of the journal has begun, its vectors are not written"},
+    {"journal.sync", true, "an entry of the journal is written and not synced"},
     // proto/wire
     {"file.write", true, "a tensor of a safetensors file is about to be written"},
     {"file.sync", true, "a safetensors file is written and not synced"},

@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/status_macros.h"
+#include "proto/failpoint/failpoint.h"
 #define XXH_INLINE_ALL  // states on the stack, and no library whose idea of them may differ
 #include "xxhash.h"
 
@@ -195,9 +196,11 @@ void Journal::Append(const v1::JournalEntry& entry, absl::Span<const absl::Span<
   const absl::Status written = [&]() -> absl::Status {
     HFOPT_RETURN_IF_ERROR(WriteAll(descriptor_, &head, sizeof(head)));
     HFOPT_RETURN_IF_ERROR(WriteAll(descriptor_, message.data(), message.size()));
+    HFOPT_FAILPOINT_OR_RETURN("journal.write");
     for (const absl::Span<const char> vector : vectors) HFOPT_RETURN_IF_ERROR(WriteAll(descriptor_, vector.data(), vector.size()));
     HFOPT_RETURN_IF_ERROR(WriteAll(descriptor_, &checksum, sizeof(checksum)));
     if (const absl::Time now = options_.now(); now - synced_ >= options_.sync_interval) {
+      HFOPT_FAILPOINT_OR_RETURN("journal.sync");
       if (fdatasync(descriptor_) != 0) return absl::ErrnoToStatus(errno, "cannot be synced");
       synced_ = now;
     }

@@ -21,6 +21,7 @@ class Cell:
     own_disk: bool = False
     links: Dict[str, Link] = field(default_factory=dict)  # process -> its way to the server
     tls: bool = False
+    journal: bool = False  # the server keeps the answers of the iteration under way
     first_workers: Tuple[str, ...] = WORKERS
     private_shards: Dict[str, str] = field(default_factory=dict)  # worker -> those that it alone can serve
     verify: Callable[[Cluster, Result], None] = lambda cluster, result: None  # what has to hold at the end besides the bits

@@ -184,10 +184,11 @@ class Cluster:
 
     def __init__(self, build: Path, directory: Path, model: Model, rules: Dict[str, str], own_disk: bool = False,
                  links: Optional[Dict[str, Link]] = None, tls: bool = False, first_workers: Tuple[str, ...] = WORKERS,
-                 private_shards: Optional[Dict[str, str]] = None) -> None:
+                 private_shards: Optional[Dict[str, str]] = None, journal: bool = False) -> None:
         self.build, self.directory, self.model, self.rules = build, directory, model, rules
         self.staff = list(first_workers)  # who is started again when killed, and has to end well
         self.private_shards = private_shards or {}
+        self.journal = journal
         self.proxies = {name: Proxy(link) for name, link in (links or {}).items()}  # of those that do not reach the server directly
         self.certificates = self._make_certificates() if tls else None
         self.state = directory / "state"
@@ -364,6 +365,8 @@ class Cluster:
         from hfopt.v1 import run_pb2, vector_pb2
         # Everything is asked once, so that answers can be counted, and of the worker whose shard it is, also on a machine with other work.
         options = run_pb2.RunOptions(shards=self.model.shards, seed=3, repeat_every=0, disable_hedging=True, element_type=vector_pb2.ElementType.Value(self.model.element_type))
+        if self.journal:
+            options.journal_seconds = 0.001
         optimizer = options.optimizer
         optimizer.preset = run_pb2.OptimizerOptions.PRESET_PUBLISHED
         optimizer.conjugate_gradient.max_iterations = 6

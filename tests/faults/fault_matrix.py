@@ -44,7 +44,7 @@ class Matrix:
     def train(self, cell: Cell) -> Result:
         directory = Path(tempfile.mkdtemp(prefix="cell-", dir=self.scratch))
         with Cluster(self.build, directory, cell.model, cell.rules, cell.own_disk, cell.links, cell.tls, cell.first_workers,
-                     cell.private_shards) as cluster:
+                     cell.private_shards, cell.journal) as cluster:
             try:
                 cluster.begin()
                 cell.disturb(cluster)
@@ -98,7 +98,7 @@ class Matrix:
         """Undisturbed trainings, through shared memory and through gRPC, in which every failpoint says that it was passed."""
         rules = {name: "*=print@1" for name in ("server", *WORKERS)}
         for chunks in (False, True):
-            self.train(Cell("coverage", LARGE if chunks else SMALL, armed(chunks, rules), lambda cluster: None))
+            self.train(Cell("coverage", LARGE if chunks else SMALL, armed(chunks, rules), lambda cluster: None, journal=True))
         self.require_all_points()
 
     def require_all_points(self) -> None:

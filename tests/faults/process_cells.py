@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import List
 
 from cell import Cell, armed, resume, rule
-from cluster import LARGE, LEASE_SECONDS, SMALL, Cluster, await_condition
+from cluster import LARGE, LEASE_SECONDS, SMALL, Cluster, Failure, Result, await_condition
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,25 @@ def point_cell(point: str, where: str) -> Cell:
     return Cell(f"point/{point}", LARGE if chunks else SMALL, rules, lambda cluster: None, {process: point})
 
 
+def journal_cell(point: str) -> Cell:
+    """The server is killed in the middle of an iteration, and goes on in the middle of it."""
+    def disturb(cluster: Cluster) -> None:
+        await_condition(f"the server crashes at {point}", cluster.server.was_killed)
+        cluster.restart_killed()
+
+    def verify(cluster: Cluster, result: Result) -> None:
+        if " answers of its journal" not in cluster.server.output():
+            raise Failure("the server did not go on after answers of its journal")
+    name = point.partition("@")[0]
+    return Cell(f"journal/{name}", SMALL, {"server": rule(point, "crash")}, disturb, {"server": name}, journal=True, verify=verify)
+
+
+JOURNAL_POINTS = ("journal.write@8", "journal.sync@8", "evaluation.product@22", "evaluation.backtracking@2",
+                  "evaluation.line_search@2", "run.report@2", "checkpoint.rename@3")
+
+
 def process_cells() -> List[Cell]:
-    cells = [kill_cell(victim, place) for place in PLACES for victim in VICTIMS]
+    cells = [journal_cell(point) for point in JOURNAL_POINTS]
+    cells += [kill_cell(victim, place) for place in PLACES for victim in VICTIMS]
     cells += [stop_cell(victim, place) for place in PLACES for victim in VICTIMS]
     return cells + [point_cell(point, where) for point, where in OTHER_POINTS.items()]
