@@ -94,6 +94,9 @@ int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   grpc::Status status;
   stream->Finish(&status, nullptr);
   wait();
+  queue.Shutdown();  // or it is kept for ever
+  while (wait()) {
+  }
   run.join();
   return 0;
 }
