@@ -5,7 +5,7 @@ BUILD_PACKAGES=(
   libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc libprotoc-dev
   libabsl-dev libcli11-dev libeigen3-dev libspdlog-dev libsqlite3-dev libssl-dev libxxhash-dev nlohmann-json3-dev zlib1g-dev)
 TEST_PACKAGES=(
-  libbenchmark-dev libgmock-dev libgtest-dev
+  libbenchmark-dev libgmock-dev libgtest-dev libopenmpi-dev openmpi-bin
   python3 python3-grpcio python3-numpy python3-protobuf python3-setuptools python3-wheel)
 # What the Python package works with: its tests skip, with a message, what is not there.
 PYTHON_TEST_PACKAGES=(python3-ipykernel python3-matplotlib python3-nbclient python3-pandas python3-scipy python3-sklearn)

@@ -19,6 +19,7 @@
 #include "client/cli/exit_code.h"
 #include "client/cli/model_flags.h"
 #include "client/cli/stop_on_signal.h"
+#include "client/cli/worker_group.h"
 #include "client/cpp/model_worker.h"
 #include "client/cpp/run_client.h"
 #include "client/models/status_macros.h"
@@ -122,12 +123,18 @@ absl::StatusOr<v1::RunOptions> AwaitRun(const std::shared_ptr<grpc::Channel>& ch
 }
 
 template <typename Scalar>
-absl::Status Serve(const std::shared_ptr<grpc::Channel>& channel, const WorkerFlags& flags, std::stop_token stop) {
-  HFOPT_ASSIGN_OR_RETURN(const std::unique_ptr<client::Model<Scalar>> model, models::MakeModel<Scalar>(flags.model));
+absl::Status Serve(const std::shared_ptr<grpc::Channel>& channel, const WorkerFlags& flags, WorkerGroup& group, std::stop_token stop) {
+  HFOPT_ASSIGN_OR_RETURN(std::unique_ptr<client::Model<Scalar>> model, models::MakeModel<Scalar>(flags.model));
+  if (group.rank() > 0) return group.Follow(*model);
   spdlog::info("model {}: {} parameters, {} training and {} held-out examples", model->signature(),
                model->num_parameters(), model->num_examples(client::DataSet::kTraining),
                model->num_examples(client::DataSet::kHeldOut));
-  client::ModelWorker<Scalar> worker(*model, {.channel = channel,
+  std::unique_ptr<client::Model<Scalar>> of_group;
+  if (group.size() > 1) {
+    HFOPT_ASSIGN_OR_RETURN(of_group, group.Lead(*model));
+    spdlog::info("one worker of {} processes", group.size());
+  }
+  client::ModelWorker<Scalar> worker(of_group != nullptr ? *of_group : *model, {.channel = channel,
                                               .run_id = flags.run_id,
                                               .worker_id = flags.worker_id,
                                               .shards = flags.shards,
@@ -139,13 +146,22 @@ absl::Status Serve(const std::shared_ptr<grpc::Channel>& channel, const WorkerFl
   return absl::OkStatus();
 }
 
-absl::Status Work(const WorkerFlags& flags, std::stop_token stop) {
-  HFOPT_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::Channel> channel, flags.connection.Connect());
-  const absl::StatusOr<v1::RunOptions> options = AwaitRun(channel, flags, stop);
-  if (absl::IsCancelled(options.status())) return absl::OkStatus();
-  HFOPT_RETURN_IF_ERROR(options.status());
-  return options->element_type() == v1::ELEMENT_TYPE_FLOAT64 ? Serve<double>(channel, flags, stop)
-                                                             : Serve<float>(channel, flags, stop);
+// Rank 0 of a group talks to the server; the others learn from it how numbers are written, and follow.
+absl::Status Work(const WorkerFlags& flags, WorkerGroup& group, std::stop_token stop) {
+  std::shared_ptr<grpc::Channel> channel;
+  int element_type = v1::ELEMENT_TYPE_UNSPECIFIED;  // also: there is nothing to do
+  if (group.rank() == 0) {
+    HFOPT_ASSIGN_OR_RETURN(channel, flags.connection.Connect());
+    const absl::StatusOr<v1::RunOptions> options = AwaitRun(channel, flags, stop);
+    if (options.ok()) {
+      element_type = options->element_type() == v1::ELEMENT_TYPE_FLOAT64 ? v1::ELEMENT_TYPE_FLOAT64 : v1::ELEMENT_TYPE_FLOAT32;
+    } else if (!absl::IsCancelled(options.status())) {
+      return options.status();
+    }
+  }
+  element_type = group.FromFirst(element_type);
+  if (element_type == v1::ELEMENT_TYPE_UNSPECIFIED) return absl::OkStatus();
+  return element_type == v1::ELEMENT_TYPE_FLOAT64 ? Serve<double>(channel, flags, group, stop) : Serve<float>(channel, flags, group, stop);
 }
 
 }  // namespace
@@ -155,6 +171,7 @@ int main(int argc, char** argv) {
   using namespace hfopt::cli;
   hfopt::wire::KeepFreedPages();
   const StopOnSignal signals;
+  WorkerGroup group;
 
   CLI::App app(
       "Computes losses, gradients and Gauss-Newton products of a reference model for a run of an hfopt-server.",
@@ -172,7 +189,10 @@ int main(int argc, char** argv) {
   spdlog::set_default_logger(spdlog::stderr_color_mt("hfopt-worker"));
   spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%e %L %v");
   spdlog::flush_on(spdlog::level::info);
-  const absl::Status status = Work(flags, signals.token());
-  if (!status.ok()) std::cerr << "hfopt-worker: " << status.message() << "\n";
+  const absl::Status status = Work(flags, group, signals.token());
+  if (!status.ok()) {
+    std::cerr << "hfopt-worker: " << status.message() << "\n";
+    group.Abort(ExitCodeOf(status));
+  }
   return ExitCodeOf(status);
 }
