@@ -30,6 +30,7 @@ TEST(Watch, EndsAlsoWhenTheStateIsStoredWhileItsEventIsOnTheWay) {
   v1::WatchRunRequest request;
   request.set_name("runs/r");
   const auto stream = stub->WatchRun(&context, request);
+  stream->WaitForInitialMetadata();  // which comes with the first event
 
   // The end is in the record, and being stored, while the first event waits to be read.
   ASSERT_TRUE(failpoint::Configure("catalogue.write=sleep(300)").ok());
