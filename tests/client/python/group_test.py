@@ -1,4 +1,5 @@
-"""hfopt.torch.WorkerGroup and the worker of torchrun: K processes are one worker, which answers what one process does."""
+"""hfopt.torch.WorkerGroup and the worker of torchrun: K processes are one worker, which answers what one process
+does."""
 
 import functools
 import multiprocessing
@@ -23,22 +24,24 @@ import hfopt.torch
 from hfopt.evaluator import Evaluation, Evaluator, vector_names
 from hfopt.local_server import LocalServer
 from hfopt.training import run_options
-from hfopt.v1 import evaluation_pb2, evaluation_service_pb2, run_pb2
+from hfopt.v1 import evaluation_pb2, evaluation_service_pb2
 
 # That of PyTorch 1.13 takes its own defaults for faults under Python 3.11.
 TORCHRUN = ["--redirects", "9:1", "--tee", "9:1"] if torch.__version__.startswith("1.") else []
+torch.set_num_threads(1)
 DTYPE = np.dtype("float64")
 OPTIONS = {"samples.initial_gradient_examples": 40, "samples.growth": "variance", "damping.initial": 0.1}
 HELD_OUT, TRAINING = evaluation_pb2.DATA_SET_HELD_OUT, evaluation_pb2.DATA_SET_TRAINING
 
 
 def parts(regularization=0.01):
-    """101 + 31 examples, of which the last is wider than the others."""
+    """What a factory returns: a small classifier, 101 + 31 examples."""
     random = np.random.default_rng(7)
     x, y = random.standard_normal((132, 6)), random.integers(0, 3, 132)
     torch.manual_seed(1)
     module = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
-    return module, hfopt.losses.cross_entropy(), (x[:101], y[:101]), (x[101:], y[101:]), {"regularization": regularization}
+    training, held_out, options = (x[:101], y[:101]), (x[101:], y[101:]), {"regularization": regularization}
+    return module, hfopt.losses.cross_entropy(), training, held_out, options
 
 
 def make(regularization=0.01):
@@ -50,7 +53,6 @@ def make(regularization=0.01):
 
 
 def be_rank(rank, size, folder, results, function, arguments):
-    torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
     try:
         results.send(function(*arguments))
@@ -86,8 +88,8 @@ class Ranks:
 
 
 def evaluate(requests, vectors, make_model=make):
-    """The answers of a group to requests, and of a single process: numbers and vectors of each. At the other ranks None.
-    A request that is None forgets all."""
+    """At rank 0 the answers of a group to requests, and of a single process: numbers and vectors of each; and how many
+    vectors were sent to the others. A request that is None forgets all."""
     model = make_model()
     group = hfopt.torch.WorkerGroup(model, "run", "group")
     if group.rank:
@@ -126,6 +128,7 @@ class FailsOnRank2:
 
 
 class CountsLinearizations:
+    """A model whose products do not tell their weight."""
 
     def __init__(self):
         self._model, self.calls = make(), 0
@@ -134,7 +137,8 @@ class CountsLinearizations:
 
     def linearize(self, *arguments):
         self.calls += 1
-        return self._model.linearize(*arguments)
+        linearization = self._model.linearize(*arguments)
+        return lambda v: linearization(v)
 
 
 def work(address, run):
@@ -146,8 +150,8 @@ def differ():
 
 
 def be_idle(seconds):
-    """A group that serves a run that has nothing to do until rank 0 has said 8 times, in all for twice the timeout, that
-    it waits."""
+    """A group that serves a run that has nothing to do until rank 0 has said 8 times, in all for twice the timeout,
+    that it waits."""
     import worker_test
     group = hfopt.torch.WorkerGroup(make(), "run", "group", timeout=seconds)
     if group.rank:
@@ -282,6 +286,7 @@ class GroupTest(unittest.TestCase):
         self.assertEqual(calls, 2)
         self.assertEqual(sent, 3 + 3)
         np.testing.assert_array_equal(answers[0][0][1][0], answers[0][2][1][0])
+        self.assertEqual(evaluation_pb2.Answer.FromString(answers[0][0][0]).product.weight, 20)
 
     def test_an_error_on_one_rank_is_the_answer_of_the_group(self):
         requests = [self.gradient(0, 30), self.gradient(1, 30), self.gradient(2, 30)]
@@ -293,15 +298,16 @@ class GroupTest(unittest.TestCase):
 
     def test_ranks_with_different_models_are_refused(self):
         for rank, error in enumerate(Ranks(2, differ).results()):
-            self.assertRegex(str(error), f"rank {rank} and rank {1 - rank} of the worker group differ in signature: torch "
-                             "Sequential.* and torch Sequential.*; all need the same model and data")
+            self.assertRegex(str(error), f"rank {rank} and rank {1 - rank} of the worker group differ in signature: "
+                             "torch Sequential.* and torch Sequential.*; all need the same model and data")
 
     def test_an_idle_group_stays_alive(self):
         self.assertEqual(Ranks(2, be_idle, 1).results(), [hfopt.Finished("CONVERGED", "at last")] * 2)
 
     def test_a_silent_rank_is_taken_for_lost(self):
         error = Ranks(2, be_silent, 0.5).results()[1]
-        self.assertRegex(str(error), "rank 1 of 2: the worker group broke: another rank has ended, or was silent for 0.5 s")
+        self.assertRegex(str(error),
+                         "rank 1 of 2: the worker group broke: another rank has ended, or was silent for 0.5 s")
 
     def test_needs_processes_to_make_a_group_of(self):
         with self.assertRaisesRegex(hfopt.Error, "start this program with torchrun, or call"):
@@ -325,13 +331,17 @@ class TrainingTest(unittest.TestCase):
         cls.client.create(run, run_options(options=OPTIONS, dtype=DTYPE, shards=2, max_iterations=6))
         cls.client.start(run)
 
-    def torchrun(self, size, run, factory, **arguments):
+    def torchrun(self, size, run, factory):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(size),
                    "--max_restarts", "2", "--monitor_interval", "0.1", *TORCHRUN, "-m", "hfopt.torch.worker", "--",
                    "--server", self.server.address, "--run", run, "--worker-id", "group", f"group_test:{factory}"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(command, cwd=pathlib.Path(__file__).parent, env=environment, stderr=subprocess.PIPE,
-                                text=True, **arguments)
+        process = subprocess.Popen(command, cwd=pathlib.Path(__file__).parent, env=environment, stderr=subprocess.PIPE,
+                                   text=True)
+        self.addCleanup(process.stderr.close)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.terminate)
+        return process
 
     @classmethod
     @functools.lru_cache(None)
@@ -351,8 +361,8 @@ class TrainingTest(unittest.TestCase):
         for size in 2, 3:
             with self.subTest(size):
                 of_group, *bytes_of_group = self.train(size)
-                # Six iterations amplify the rounding of sums in another order, 1e-16; by it one comparison of losses may
-                # come out otherwise, which costs a vector.
+                # Six iterations amplify the rounding of sums in another order, 1e-16; by it one comparison of losses
+                # may come out otherwise, which costs a vector.
                 np.testing.assert_allclose(of_group, theta, rtol=1e-9, atol=1e-9)
                 np.testing.assert_allclose(bytes_of_group, bytes_of_one, rtol=0.05)
 
@@ -367,7 +377,6 @@ class TrainingTest(unittest.TestCase):
     def test_a_group_leaves_on_a_signal(self):
         self.create("long")
         group = self.torchrun(2, "long", "parts")
-        self.addCleanup(group.stderr.close)
         said = []
         for line in group.stderr:
             said.append(line)

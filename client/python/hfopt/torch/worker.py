@@ -53,12 +53,14 @@ def parse(arguments: Optional[List[str]]) -> argparse.Namespace:
         description="Works for a run with all processes of torchrun as one worker.")
     parser.add_argument("--server", default="localhost:7447", help="address of the hfopt-server (default: %(default)s)")
     parser.add_argument("--run", required=True, help="id of the run to work for; waited for if it is not there yet")
-    parser.add_argument("--worker-id", required=True, help="of the group: stable over restarts, one for each group of a run")
+    parser.add_argument("--worker-id", required=True,
+                        help="of the group: stable over restarts, one for each group of a run")
     parser.add_argument("--shards", type=lambda text: [int(shard) for shard in text.split(",")], default=[],
                         metavar="S,S,...", help="logical shards whose data the group has (default: any)")
     parser.add_argument("--timeout", type=float, default=1800.0, metavar="SECONDS",
                         help="after which a silent rank is taken for lost (default: %(default)g)")
-    parser.add_argument("--backend", help="of torch.distributed, for vectors (default: nccl for models on GPUs, else gloo)")
+    parser.add_argument("--backend",
+                        help="of torch.distributed, for vectors (default: nccl for models on GPUs, else gloo)")
     parser.add_argument("--give-up-after", type=float, default=600.0, metavar="SECONDS",
                         help="without a session (default: %(default)g)")
     parser.add_argument("factory", metavar="MODULE:FACTORY", help="function that makes the model")

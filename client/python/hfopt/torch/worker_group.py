@@ -24,8 +24,8 @@ _TIMEOUT = 1800.0  # seconds, that of torch.distributed
 
 
 class WorkerGroup(Worker):
-    """A `Worker` whose evaluations are computed by all processes of torch.distributed, its ranks. Each calls this, under
-    torchrun or after torch.distributed.init_process_group, with an equal model that has all the data:
+    """A `Worker` whose evaluations are computed by all processes of torch.distributed, its ranks. Each calls this,
+    under torchrun or after torch.distributed.init_process_group, with an equal model that has all the data:
 
         WorkerGroup(model, run="digits", worker_id="group-1").run("localhost:7447")
 
@@ -43,8 +43,8 @@ class WorkerGroup(Worker):
     options    further ones of `Worker`; the same on all ranks, but `log`, which is rank 0's
 
     An exception of the model on any rank is the group's answer, with the rank's number. When a rank ends or is silent,
-    `run` raises hfopt.Error on the others: start all of them again, as torchrun --max-restarts does. They take the place
-    of the old ones, and requests that were not answered are computed again.
+    `run` raises hfopt.Error on the others: start all of them again, as torchrun --max-restarts does. They take the
+    place of the old ones, and requests that were not answered are computed again.
 
     Raises hfopt.Error when the ranks' models differ. Blocks until all ranks are there.
     """
@@ -57,10 +57,12 @@ class WorkerGroup(Worker):
             backend = "nccl" if device.type == "cuda" and distributed.is_nccl_available() else "gloo"
         self._ranks = _Ranks(timeout)
         self.rank = self._ranks.rank
-        self._ranks.check_equal({
-            "num_parameters": model.num_parameters, "num_examples": tuple(model.num_examples),
-            "signature": model.signature, "element_types": element_types(model),
-            "has_second_moment": has_second_moment(model), "backend": backend, "max_linearizations": max_linearizations})
+        facts = {"num_parameters": model.num_parameters, "num_examples": tuple(model.num_examples),
+                 "signature": model.signature, "element_types": element_types(model),
+                 "has_second_moment": has_second_moment(model), "backend": backend,
+                 "max_linearizations": max_linearizations}
+        with _errors():
+            self._ranks.check_equal(facts)
         self._ranks.open(backend, device)
         self._shared = _SharedModel(model, self._ranks)
         super().__init__(self._shared, run, worker_id, max_linearizations=max_linearizations, **options)
@@ -68,10 +70,8 @@ class WorkerGroup(Worker):
     def run(self, address: str, security: Security = Security()) -> Finished:
         """On all ranks: blocks until the run ends or the group has left, as `Worker.run` does. `leave` and `call_soon`
         are for rank 0; on the others they do nothing."""
-        try:
+        with _errors():
             finished = self._follow() if self.rank else self._lead(address, security)
-        except _Broken as broken:
-            raise Error(str(broken)) from broken.__cause__
         self._ranks.close()
         return finished
 
@@ -124,6 +124,15 @@ class WorkerGroup(Worker):
 
 class _Broken(BaseException):
     """A rank is gone or out of step. No Exception, so that it is not taken for one of the model's, and answered."""
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    """For callers: hfopt.Error in the place of _Broken."""
+    try:
+        yield
+    except _Broken as broken:
+        raise Error(str(broken)) from broken.__cause__
 
 
 class _Ranks:
@@ -216,16 +225,17 @@ def _initialize() -> None:
     """torch.distributed, as torchrun's environment has it."""
     environment = os.environ
     if "RANK" not in environment:
-        raise Error("a worker group is of the processes of torch.distributed: start this program with torchrun, or call "
-                    "torch.distributed.init_process_group before")
+        raise Error("a worker group is of the processes of torch.distributed: start this program with torchrun, or "
+                    "call torch.distributed.init_process_group before")
     store, rank, size = next(distributed.rendezvous("env://"))
     store.set_timeout(datetime.timedelta(seconds=_TIMEOUT))
     if environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         # torchrun's own store, which PyTorch 2 offers, still has the addresses of the processes before a restart. How
-        # often they were started tells them apart, but on one machine only: each machine's torchrun counts for itself.
-        if environment["LOCAL_WORLD_SIZE"] != environment["WORLD_SIZE"] and environment["TORCHELASTIC_MAX_RESTARTS"] != "0":
-            raise Error("after a restart on several machines, ranks may find the addresses of those before in torchrun's "
-                        "store; set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for each torchrun, with --rdzv-backend c10d")
+        # often they were started tells them apart, but on one machine only: each torchrun counts for itself.
+        one_machine = environment["LOCAL_WORLD_SIZE"] == environment["WORLD_SIZE"]
+        if not one_machine and environment["TORCHELASTIC_MAX_RESTARTS"] != "0":
+            raise Error("after a restart on several machines, ranks may find the addresses of those before in "
+                        "torchrun's store; set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for each torchrun, with --rdzv-backend c10d")
         store = distributed.PrefixStore(environment["TORCHELASTIC_RESTART_COUNT"], store)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=size)
 
@@ -266,8 +276,8 @@ class _SharedModel:
 
     def __init__(self, model: Model, ranks: _Ranks):
         self._model, self.ranks = model, ranks
-        self.num_parameters, self.num_examples, self.signature = model.num_parameters, model.num_examples, model.signature
-        self.element_types = element_types(model)
+        self.num_parameters, self.num_examples = model.num_parameters, model.num_examples
+        self.signature, self.element_types = model.signature, element_types(model)
         self.has_second_moment, self.has_initial_parameters = has_second_moment(model), has_initial_parameters(model)
 
     def initial_parameters(self, seed: int, dtype: Any) -> Array:
