@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 
@@ -40,9 +40,9 @@ class Adapter:
 
 
 class Linearization:
-    """v -> G v, and the weight of the examples."""
+    """v -> G v, and the weight of the examples, None where it is not known."""
 
-    def __init__(self, product: Callable[[Array], Array], weight: float):
+    def __init__(self, product: Callable[[Array], Array], weight: Optional[float]):
         self._product, self.weight = product, weight
 
     def __call__(self, v: Array) -> Array:

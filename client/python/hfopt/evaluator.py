@@ -14,6 +14,7 @@ from .samples import window_indices
 from .v1 import evaluation_pb2
 
 Vectors = Dict[bytes, Array]  # by name
+Key = Tuple[bytes, bytes]  # of a linearization: its point and slice
 
 _MOST_WEIGHTS = 1024
 
@@ -64,16 +65,21 @@ class Evaluator:
         self.model = model
         self.last_error: Optional[BaseException] = None  # that a model answered with
         self._max_linearizations = max_linearizations
-        # By point and slice, newest last.
-        self._linearizations: OrderedDict[Tuple[bytes, bytes], _Linearization] = OrderedDict()
+        self._linearizations: OrderedDict[Key, _Linearization] = OrderedDict()  # newest last
         self._weights: Dict[bytes, float] = {}  # of slices that were asked for
         self._next_transfer = 1
 
-    def forget(self, resident: Vectors) -> None:
-        """Drops what was computed at points of which a vector is no longer there, or is in other memory now."""
-        for key, kept in list(self._linearizations.items()):
-            if any(resident.get(name) is not vector for name, vector in kept.vectors.items()):
-                del self._linearizations[key]
+    def forget(self, resident: Vectors) -> List[Key]:
+        """Drops what was computed at points of which a vector is no longer there, or is in other memory now; tells what
+        that was."""
+        stale = [key for key, kept in self._linearizations.items()
+                 if any(resident.get(name) is not vector for name, vector in kept.vectors.items())]
+        self.drop(stale)
+        return stale
+
+    def drop(self, keys: List[Key]) -> None:
+        for key in keys:
+            del self._linearizations[key]
 
     def evaluate(self, evaluation: Evaluation, dtype: np.dtype[Any]) -> Evaluated:
         """An exception of the model becomes a Failure."""

@@ -93,7 +93,7 @@ class Worker:
         self.shards, self.shared_memory, self.give_up_after = tuple(shards), shared_memory, give_up_after
         self.incarnation = time.time_ns()
         self._log = log or (lambda line: None)
-        self._evaluator = Evaluator(model, max(1, max_linearizations))
+        self._evaluator = self._make_evaluator(max(1, max_linearizations))
         self._process: Optional[int] = None
 
         self._changed = threading.Condition()  # guards the following; its lock may be taken again by a signal handler
@@ -164,6 +164,9 @@ class Worker:
     def model_error(self) -> Optional[BaseException]:
         """The last exception of the model, if there was one."""
         return self._evaluator.last_error
+
+    def _make_evaluator(self, max_linearizations: int) -> Evaluator:
+        return Evaluator(self.model, max_linearizations)
 
     def _check_process(self) -> None:
         if self._process not in (None, os.getpid()):

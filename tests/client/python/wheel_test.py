@@ -49,7 +49,11 @@ class WheelTest(unittest.TestCase):
         with zipfile.ZipFile(wheel) as archive:
             names = {name for name in archive.namelist() if ".dist-info/" not in name}
             archive.extractall(self.folder / "installed")
-        modules = {f"hfopt/{path.name}" for path in (SOURCE / "client/python/hfopt").glob("*.py")}
+        modules = {
+            f"hfopt/{path.relative_to(SOURCE / 'client/python/hfopt')}"
+            for pattern in ("*.py", "torch/*.py")
+            for path in (SOURCE / "client/python/hfopt").glob(pattern)
+        }
         messages = {
             f"hfopt/v1/{path.stem}_{kind}.py"
             for path in (SOURCE / "proto/hfopt/v1").glob("*.proto")

@@ -18,8 +18,11 @@ import numpy as np
 import torch
 import torch.utils.data
 
-from . import _adapter, losses
-from .samples import shuffled_indices
+from .. import _adapter, losses
+from ..samples import shuffled_indices
+from .worker_group import WorkerGroup
+
+__all__ = ["TorchModel", "WorkerGroup", "as_model", "derivative_along", "flat", "load"]
 
 Tensors = List[torch.Tensor]
 Array = _adapter.Array
@@ -167,6 +170,10 @@ class TorchModel(_adapter.Adapter):
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         self._probe()
         self.signature = signature if signature is not None else self._describe()
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
 
     # The protocol of a model.
 
