@@ -3,13 +3,15 @@
 server of its own, and models so small (or, for the vectors, so simple) that what is measured is the service. Fails when a result is wrong, not when
 something is slow; the last line is JSON.
 
-    load.py --build DIR [--parts sessions,runs,watchers,vectors] [--sessions N] [--runs N] [--watchers N] [--sizes MIB,...]
+    load.py --build DIR [--parts sessions,runs,watchers,vectors] [--sessions N] [--runs N] [--watchers N] [--sizes MIB,...] [--ways shared,chunks]
 """
 from __future__ import annotations
 
 import argparse
 import asyncio
 import json
+import math
+import shutil
 import sys
 import tempfile
 import threading
@@ -311,6 +313,99 @@ async def watchers(part: Part, count: int) -> Dict[str, Any]:
     return result
 
 
+def vectors(part: Part, size: int, chunks: bool) -> Dict[str, Any]:
+    """A training whose vectors have so many MiB, in shared memory or in chunks; its server's peak against the formula by which it admits runs."""
+    parameters, available = size * 2**18, available_memory()
+    for pairs in (8, 4):
+        run = part.client.create(f"long-{pairs}", long_options(pairs))
+        formula = vectors_held(run.options) * 4 * parameters
+        if formula + 4 * 4 * parameters < 0.9 * available:  # with the worker's vectors
+            break
+    else:
+        return move(part, size, f"a training takes {mib(formula + 4 * 4 * parameters)} MiB, {mib(available)} are free")
+    name = run.name.split("/")[1]
+    part.hire_for_vectors(name, parameters, chunks)
+    part.await_workers(name, 1)
+    begin = time.monotonic()
+    part.client.start(name)
+    seconds = [report.seconds.total for report in part.reports(name)]
+    after = part.server.usage()
+    run = part.client.get(name)
+    way = {True: "shared memory", False: "chunks"}[run.workers[0].shared_memory]
+    if way != ("chunks" if chunks else "shared memory"):
+        raise Failure(f"vectors went in {way}")
+    part.end_workers()
+    error = download_error(part, name, parameters)
+    if error > 1e-4:
+        raise Failure(f"vectors of {size} MiB: a parameter is {error:g} away from the solution")
+    if not 0.9 <= after.peak / formula <= 1.1:
+        raise Failure(f"vectors of {size} MiB in {way}: the server's peak was {mib(after.peak)} MiB, the formula says {mib(formula)} MiB")
+    return {"mib": size, "way": way, "lbfgs_pairs": pairs, "iterations": len(seconds), "seconds": round(time.monotonic() - begin, 1), "moved_gib": round((run.workers[0].bytes_sent + run.workers[0].bytes_received) / 2**30, 1),
+            "server_peak_mib": mib(after.peak), "formula_mib": mib(formula), "ratio": round(after.peak / formula, 3)}
+
+
+def vectors_held(options: Any) -> int:
+    """server/run/memory.h, for plain CG with frozen pairs and without second moments."""
+    cg = options.optimizer.conjugate_gradient
+    kept, step = set(), 1.0
+    while math.ceil(step) <= cg.max_iterations:
+        kept.add(math.ceil(step))
+        step *= cg.kept_iterate_ratio
+    return 4 + 8 + 2 + len(kept) + 1 + 5 * options.optimizer.preconditioner.memory + 4 + options.shards + 1
+
+
+def long_options(pairs: int) -> Any:
+    import hfopt.options
+    result = hfopt.options.run_options(preset="published", dtype="float32", shards=1, max_iterations=2, options={
+        "conjugate_gradient.max_iterations": 8, "conjugate_gradient.progress_tolerance": 0, "preconditioner.lbfgs": "frozen", "preconditioner.memory": pairs,
+        "damping.initial": 1e-4, "samples.curvature_fraction": 1.0})
+    result.keep_checkpoints = 1
+    return result
+
+
+def available_memory() -> int:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+
+
+def move(part: Part, size: int, why: str) -> Dict[str, Any]:
+    """What can be done with a vector for which this machine is too small to train: it goes to the server, into a checkpoint, and back."""
+    from hfopt.v1 import run_service_pb2, run_service_pb2_grpc, vector_pb2
+    parameters, chunk = size * 2**18, 64 * PERIOD
+    run = part.client.create("moved", long_options(4))
+    values = np.tile(minimizer(PERIOD), 64)
+
+    def messages() -> Iterator[Any]:
+        header = run_service_pb2.UploadParametersHeader(name=run.name, size=parameters, element_type=vector_pb2.ELEMENT_TYPE_FLOAT32)
+        yield run_service_pb2.UploadParametersRequest(header=header)
+        for first in range(0, parameters, chunk):
+            data = values[:parameters - first].tobytes()
+            yield run_service_pb2.UploadParametersRequest(chunk=vector_pb2.VectorChunk(offset=4 * first, data=data))
+    idle, begin = part.server.usage(), time.monotonic()
+    with part.server.dial() as channel:
+        run_service_pb2_grpc.RunServiceStub(channel).UploadParameters(messages())
+    up = time.monotonic()
+    if error := download_error(part, "moved", parameters):
+        raise Failure(f"a vector of {size} MiB came back with an element that is off by {error:g}")
+    return {"mib": size, "way": "up and down only", "why": why, "up_seconds": round(up - begin, 1), "down_seconds": round(time.monotonic() - up, 1),
+            "server_peak_mib": mib(part.server.usage().peak), "peak_in_vectors": round((part.server.usage().peak - idle.resident) / 4 / parameters, 2)}
+
+
+def download_error(part: Part, run: str, parameters: int) -> float:
+    """The greatest distance of a parameter to the solution, without a copy of all of them."""
+    from hfopt.v1 import run_service_pb2, run_service_pb2_grpc
+    expected, done, error = np.tile(minimizer(PERIOD), 64), 0, 0.0
+    request = run_service_pb2.DownloadParametersRequest(name=f"runs/{run}", version=run_service_pb2.DownloadParametersRequest.VERSION_LAST)
+    with part.server.dial() as channel:
+        for message in run_service_pb2_grpc.RunServiceStub(channel).DownloadParameters(request):
+            if message.HasField("chunk"):
+                got = np.frombuffer(message.chunk.data, "<f4")
+                first = message.chunk.offset // 4 % PERIOD
+                error = max(error, float(np.abs(got - expected[first:first + len(got)]).max()))
+                done += len(got)
+    return error if done == parameters else math.inf
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=Path, required=True, help="build folder with hfopt-server and hfopt_python_stubs")
@@ -319,20 +414,27 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=50, help="at a time, with two workers each")
     parser.add_argument("--watchers", type=int, default=10_000, help="that do not read")
     parser.add_argument("--sizes", default="64,256", help="of vectors, in MiB")
+    parser.add_argument("--ways", default="shared,chunks", help="how they go to the worker")
     flags = parser.parse_args()
     sys.path[:0] = [str(flags.build / "python"), str(ROOT / "client/python")]
     measure = {"sessions": lambda part: sessions(part, flags.sessions), "runs": lambda part: runs(part, flags.runs),
                "watchers": lambda part: asyncio.run(watchers(part, flags.watchers))}
+    for size in map(int, flags.sizes.split(",")):
+        for way in flags.ways.split(","):
+            measure[f"vectors-{size}-{way}"] = lambda part, size=size, chunks=way == "chunks": vectors(part, size, chunks)
+    chosen = [name for name in measure if name.split("-")[0] in flags.parts.split(",")]
+    from hfopt import Error
     result: Dict[str, Any] = {"bench": "load"}
     failures = []
     with tempfile.TemporaryDirectory(prefix="hfopt-load-") as scratch:
-        for name in flags.parts.split(","):
+        for name in chosen:
             try:
                 with Part(flags.build, Path(scratch) / name) as part:
                     result[name] = measure[name](part)
                     print(f"{name}: {json.dumps(result[name])}", flush=True)
-            except Failure as failure:
+            except (Failure, Error) as failure:
                 failures.append(f"{name}: {failure}")
+            shutil.rmtree(Path(scratch) / name)  # checkpoints may be large
     for failure in failures:
         print(failure, file=sys.stderr)
     print(json.dumps({**result, "failures": len(failures)}))
