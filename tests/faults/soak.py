@@ -139,6 +139,7 @@ class Soak:
             told = 0
             threading.Event().wait(silence)
             try:
+                call.initial_metadata()  # come with the first event; a connection that is closed while it is being made, gRPC may keep
                 for _ in range(events):
                     event = next(call, None)
                     if event is None:
