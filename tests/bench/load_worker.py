@@ -1,10 +1,12 @@
 #!/usr/bin/python3
-"""Many workers in one process, each with a connection and a session of its own, on plain generated stubs: for tests/bench/load.
+"""Many workers in one process, each with a connection and a session of its own, on plain generated stubs: for
+tests/bench/load.
 
     load_worker.py --build DIR --server HOST:PORT --examples N --workers RUN/WORKER_ID ...
 
-The model is linear least squares, f(x) = sum_i (a_i x - b_i)^2 / 2 over the examples i; the held-out examples are the same ones. Numbers are added in an
-order that depends on nothing (no BLAS), so equal questions have equal answers. A session that breaks is not dialled again: it counts as an error."""
+The model is linear least squares, f(x) = sum_i (a_i x - b_i)^2 / 2 over the examples i; the held-out examples are the
+same ones. Numbers are added in an order that depends on nothing (no BLAS), so equal questions have equal answers. A
+session that breaks is not dialled again: it counts as an error."""
 from __future__ import annotations
 
 import argparse
@@ -44,7 +46,6 @@ def transposed_times(a: np.ndarray, r: np.ndarray) -> np.ndarray:
 
 class Session:
     """One worker's, from Hello to Finished."""
-
     def __init__(self, stub: Any, model: LeastSquares, run: str, worker: str) -> None:
         self._model, self._run, self._worker = model, run, worker
         self._call = stub.Session()
@@ -56,16 +57,23 @@ class Session:
     async def run(self) -> None:
         """Raises when it ends in another way than by Finished."""
         from hfopt.v1 import evaluation_service_pb2, vector_pb2
-        await self._write(hello=evaluation_service_pb2.Hello(
-            protocol_version=1, worker_id=self._worker, incarnation=time.time_ns(), run_id=self._run, num_parameters=PARAMETERS,
-            training_examples=self._model.examples, held_out_examples=self._model.examples, model_signature="least squares",
-            element_types=[vector_pb2.ELEMENT_TYPE_FLOAT64], initial_parameters=True))
+        await self._write(hello=evaluation_service_pb2.Hello(protocol_version=1,
+                                                             worker_id=self._worker,
+                                                             incarnation=time.time_ns(),
+                                                             run_id=self._run,
+                                                             num_parameters=PARAMETERS,
+                                                             training_examples=self._model.examples,
+                                                             held_out_examples=self._model.examples,
+                                                             model_signature="least squares",
+                                                             element_types=[vector_pb2.ELEMENT_TYPE_FLOAT64],
+                                                             initial_parameters=True))
         renewals = None
         try:
             while True:
                 message = await self._call.read()
                 if not message:  # the end of the stream
-                    raise RuntimeError(f"{self._run}/{self._worker}: {await self._call.code()}: {await self._call.details()}")
+                    raise RuntimeError(
+                        f"{self._run}/{self._worker}: {await self._call.code()}: {await self._call.details()}")
                 kind = message.WhichOneof("message")
                 if kind == "welcome":
                     renewals = asyncio.create_task(self._renew(message.welcome.lease_seconds / 3))
@@ -118,7 +126,8 @@ class Session:
     async def _send(self, vector: np.ndarray) -> int:
         from hfopt.v1 import vector_pb2
         transfer, self._next_transfer = self._next_transfer, self._next_transfer + 1
-        await self._write(vector_header=vector_pb2.VectorHeader(transfer=transfer, size=len(vector), element_type=vector_pb2.ELEMENT_TYPE_FLOAT64))
+        await self._write(vector_header=vector_pb2.VectorHeader(
+            transfer=transfer, size=len(vector), element_type=vector_pb2.ELEMENT_TYPE_FLOAT64))
         await self._write(vector_chunk=vector_pb2.VectorChunk(transfer=transfer, data=vector.astype("<f8").tobytes()))
         return transfer
 
@@ -134,13 +143,14 @@ class Session:
             a, b = self._model.window(request.slice)
             weight = float(len(a))
             if kind == "losses":
-                answer.losses.loss_sums.extend(float(((times(a, self._point(point)) - b) ** 2).sum()) / 2 for point in request.losses.points)
+                answer.losses.loss_sums.extend(
+                    float(((times(a, self._point(point)) - b)**2).sum()) / 2 for point in request.losses.points)
                 answer.losses.weight = weight
                 field = None
             elif kind == "gradient":
                 residuals = times(a, self._point(request.gradient.point)) - b
                 vector = transposed_times(a, residuals)
-                answer.gradient.loss_sum, answer.gradient.weight = float((residuals ** 2).sum()) / 2, weight
+                answer.gradient.loss_sum, answer.gradient.weight = float((residuals**2).sum()) / 2, weight
                 field = (answer.gradient, "gradient_transfer")
             else:
                 vector = transposed_times(a, times(a, self._vectors[request.product.direction]))
@@ -157,8 +167,10 @@ async def work(server: str, model: LeastSquares, workers: List[str]) -> int:
     import grpc
     from hfopt.v1 import evaluation_service_pb2_grpc
     channels = [grpc.aio.insecure_channel(server, options=[("grpc.use_local_subchannel_pool", 1)]) for _ in workers]
-    sessions = [Session(evaluation_service_pb2_grpc.EvaluationServiceStub(channel), model, *worker.split("/")).run()
-                for channel, worker in zip(channels, workers)]
+    sessions = [
+        Session(evaluation_service_pb2_grpc.EvaluationServiceStub(channel), model, *worker.split("/")).run()
+        for channel, worker in zip(channels, workers)
+    ]
     errors = [error for error in await asyncio.gather(*sessions, return_exceptions=True) if error is not None]
     for error in errors:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

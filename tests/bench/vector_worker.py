@@ -1,6 +1,7 @@
 #!/usr/bin/python3
-"""A worker whose model is nothing but long vectors, for tests/bench/load: f(x) = sum_i d_i (x_i - c_i)^2 / 2 for each example, with d and c of short periods, so
-that the answer is known and a number in the wrong place is seen. d has eight values, so that CG solves it in eight iterations.
+"""A worker whose model is nothing but long vectors, for tests/bench/load: f(x) = sum_i d_i (x_i - c_i)^2 / 2 for each
+example, with d and c of short periods, so that the answer is known and a number in the wrong place is seen. d has eight
+values, so that CG solves it in eight iterations.
 
     vector_worker.py --build DIR --server HOST:PORT --run ID --parameters N [--chunks]"""
 from __future__ import annotations
@@ -37,16 +38,19 @@ class Diagonal:
     def loss(self, theta: np.ndarray, held_out: bool, indices: np.ndarray) -> Tuple[float, float, Dict[str, float]]:
         total = 0.0
         for where, d, c in self._blocks():
-            total += float((d * (theta[where] - c) ** 2).sum(dtype=np.float64)) / 2
+            total += float((d * (theta[where] - c)**2).sum(dtype=np.float64)) / 2
         return len(indices) * total, float(len(indices)), {}
 
-    def gradient(self, theta: np.ndarray, held_out: bool, indices: np.ndarray, squares: bool = False
-                 ) -> Tuple[float, float, np.ndarray, Optional[np.ndarray]]:
+    def gradient(self,
+                 theta: np.ndarray,
+                 held_out: bool,
+                 indices: np.ndarray,
+                 squares: bool = False) -> Tuple[float, float, np.ndarray, Optional[np.ndarray]]:
         loss, weight, _ = self.loss(theta, held_out, indices)
         gradient = np.empty(self.num_parameters, np.float32)
         for where, d, c in self._blocks():
             gradient[where] = np.float32(weight) * d * (theta[where] - c)
-        return loss, weight, gradient, gradient ** 2 / np.float32(weight) if squares else None
+        return loss, weight, gradient, gradient**2 / np.float32(weight) if squares else None
 
     def linearize(self, theta: np.ndarray, held_out: bool, indices: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         def product(v: np.ndarray) -> np.ndarray:
@@ -54,6 +58,7 @@ class Diagonal:
             for where, d, _ in self._blocks():
                 answer[where] = np.float32(len(indices)) * d * v[where]
             return answer
+
         return product
 
     def weight(self, held_out: bool, indices: np.ndarray) -> float:

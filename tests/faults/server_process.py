@@ -22,18 +22,21 @@ class Usage:
 
 class ServerProcess(Process):
     """Listens on a port that the system chose. To be used in a with statement, which kills what is left."""
-
     def __init__(self, build: Path, directory: Path, *options: str) -> None:
         # Each session takes a descriptor; a process begins with the limits of the one that starts it.
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        command = [str(build / "server/hfopt-server"), "--address", "127.0.0.1:0", "--state-dir", str(directory / "state"), *options]
+        command = [
+            str(build / "server/hfopt-server"), "--address", "127.0.0.1:0", "--state-dir",
+            str(directory / "state"), *options
+        ]
         super().__init__("server", command, "", directory / "server.log")
 
         def listening() -> str:
             if self.exit_code is not None:
                 raise Failure(f"the server ended with {self.exit_code} at its start:\n{self.output()}")
             return self.line_after("listening on ")
+
         self.address = await_condition("the server listens", listening)
 
     def __enter__(self) -> ServerProcess:
@@ -44,11 +47,18 @@ class ServerProcess(Process):
 
     def usage(self) -> Usage:
         folder = self._folder()
-        kib = {line.split(":")[0]: line.split()[1] for line in (folder / "status").read_text().splitlines() if line.startswith(("Vm", "Rss"))}
+        kib = {
+            line.split(":")[0]: line.split()[1]
+            for line in (folder / "status").read_text().splitlines()
+            if line.startswith(("Vm", "Rss"))
+        }
         times = (folder / "stat").read_text().rpartition(")")[2].split()
-        return Usage(resident=1024 * int(kib["VmRSS"]), own=1024 * (int(kib["RssAnon"]) + int(kib["RssShmem"])), peak=1024 * int(kib["VmHWM"]),
+        return Usage(resident=1024 * int(kib["VmRSS"]),
+                     own=1024 * (int(kib["RssAnon"]) + int(kib["RssShmem"])),
+                     peak=1024 * int(kib["VmHWM"]),
                      cpu_seconds=(int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK"),
-                     threads=len(os.listdir(folder / "task")), descriptors=len(os.listdir(folder / "fd")))
+                     threads=len(os.listdir(folder / "task")),
+                     descriptors=len(os.listdir(folder / "fd")))
 
     def forget_peak(self) -> None:
         (self._folder() / "clear_refs").write_text("5")

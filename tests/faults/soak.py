@@ -1,6 +1,7 @@
 #!/usr/bin/python3
-"""One server for a long time: run after run, created, trained and deleted, whose workers join, leave, are killed and stopped by chance, and watchers who read, or
-do not, and leave. Every run has to end with the bits of an undisturbed one, and the server must not grow.
+"""One server for a long time: run after run, created, trained and deleted, whose workers join, leave, are killed and
+stopped by chance, and watchers who read, or do not, and leave. Every run has to end with the bits of an undisturbed
+one, and the server must not grow.
 
     soak.py --build DIR [--minutes N] [--seed N]
 """
@@ -23,7 +24,8 @@ from server_process import ServerProcess, Usage
 
 sys.path.insert(0, str(ROOT / "client/python"))
 
-MOST_MIB_AN_HOUR = 4.0  # of growth that is called flat: a run leaves less than 3 KiB behind where 1,500 are done in an hour
+# Of growth that is called flat: a run leaves less than 3 KiB behind where 1,500 are done in an hour.
+MOST_MIB_AN_HOUR = 4.0
 WARM_UP = 0.25  # part of the time in which memory is taken that is kept
 LEAST_MINUTES = 5.0  # for memory to be judged: in less, that part is all
 LEASE_SECONDS = 0.5
@@ -43,10 +45,16 @@ class Kind:
     journal_seconds: float = 0.0
 
 
-KINDS = (
-    Kind("64-16-10", "published", "float32", 6, 40, {"preconditioner.lbfgs": "frozen", "preconditioner.memory": 4, "conjugate_gradient.max_iterations": 6}),
-    Kind("64-24-10", "accelerated", "float64", 3, 20, {"preconditioner.lbfgs": "flexible", "preconditioner.memory": 4}),
-    Kind("64-16-10", "accelerated", "float32", 4, 16, {"preconditioner.diagonal": "squared_gradients"}, journal_seconds=0.001))
+KINDS = (Kind("64-16-10", "published", "float32", 6, 40,
+              {"preconditioner.lbfgs": "frozen", "preconditioner.memory": 4, "conjugate_gradient.max_iterations": 6}),
+         Kind("64-24-10", "accelerated", "float64", 3, 20,
+              {"preconditioner.lbfgs": "flexible", "preconditioner.memory": 4}),
+         Kind("64-16-10",
+              "accelerated",
+              "float32",
+              4,
+              16, {"preconditioner.diagonal": "squared_gradients"},
+              journal_seconds=0.001))
 
 
 class Soak:
@@ -64,7 +72,12 @@ class Soak:
         """Its parameters."""
         import hfopt.options
         run = f"r-{self._started}"
-        options = hfopt.options.run_options(preset=kind.preset, dtype=kind.dtype, shards=kind.shards, seed=3, max_iterations=kind.iterations, options=kind.options)
+        options = hfopt.options.run_options(preset=kind.preset,
+                                            dtype=kind.dtype,
+                                            shards=kind.shards,
+                                            seed=3,
+                                            max_iterations=kind.iterations,
+                                            options=kind.options)
         options.journal_seconds = kind.journal_seconds
         self._client.create(run, options)
         self._client.start(run)
@@ -93,8 +106,11 @@ class Soak:
 
     def _start(self, name: str, run: str, kind: Kind) -> None:
         self._started += 1
-        command = [str(self._build / "client/cli/hfopt-worker"), "--server", self._server.address, "--run", run, "--worker-id", name, "--task", "digits",
-                   "--data", str(ROOT / "client/models/digits"), "--layers", kind.layers]
+        command = [
+            str(self._build / "client/cli/hfopt-worker"), "--server", self._server.address, "--run", run, "--worker-id",
+            name, "--task", "digits", "--data",
+            str(ROOT / "client/models/digits"), "--layers", kind.layers
+        ]
         self._staff[name] = Process(name, command, "", self._directory / f"{name}.log")
 
     def _disturb(self, run: str, kind: Kind) -> None:
@@ -128,10 +144,12 @@ class Soak:
         self._staff.clear()
 
     def _watch(self, run: str) -> None:
-        """Somebody who looks at the run to its end, who leaves after some events, or who takes none of what he is sent for a while."""
+        """Somebody who looks at the run to its end, who leaves after some events, or who takes none of what he is sent
+        for a while."""
         from hfopt.v1 import run_service_pb2, run_service_pb2_grpc
         channel = self._server.dial()
-        call = run_service_pb2_grpc.RunServiceStub(channel).WatchRun(run_service_pb2.WatchRunRequest(name=f"runs/{run}"), timeout=60.0)
+        call = run_service_pb2_grpc.RunServiceStub(channel).WatchRun(
+            run_service_pb2.WatchRunRequest(name=f"runs/{run}"), timeout=60.0)
         events, silence = self._chance.choice((0, 3, 10, 1 << 30)), self._chance.choice((0.0, 0.5))
 
         def watch() -> None:
@@ -139,7 +157,8 @@ class Soak:
             told = 0
             threading.Event().wait(silence)
             try:
-                call.initial_metadata()  # come with the first event; a connection that is closed while it is being made, gRPC may keep
+                call.initial_metadata(
+                )  # come with the first event; a connection that is closed while it is being made, gRPC may keep
                 for _ in range(events):
                     event = next(call, None)
                     if event is None:
@@ -147,12 +166,15 @@ class Soak:
                     if event.HasField("iteration"):
                         told += 1
                         if event.iteration.iteration != told:
-                            self._offences.append(f"a watcher of {run} was told of iteration {event.iteration.iteration} after {told - 1}")
+                            self._offences.append(
+                                f"a watcher of {run} was told of iteration {event.iteration.iteration} after {told - 1}"
+                            )
                             break
             except grpc.RpcError as error:
                 self._offences.append(f"a watcher of {run}: {error.code().name}: {error.details()}")
             call.cancel()
             channel.close()
+
         self._watchers.append(threading.Thread(target=watch))
         self._watchers[-1].start()
 
@@ -161,19 +183,23 @@ def slope(points: List[Tuple[float, float]]) -> float:
     """Of the line of least squares, per second."""
     n = len(points)
     mean_t, mean_y = sum(t for t, _ in points) / n, sum(y for _, y in points) / n
-    return sum((t - mean_t) * (y - mean_y) for t, y in points) / sum((t - mean_t) ** 2 for t, _ in points)
+    return sum((t - mean_t) * (y - mean_y) for t, y in points) / sum((t - mean_t)**2 for t, _ in points)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--build", type=Path, required=True, help="build folder with hfopt-server, hfopt-worker and hfopt_python_stubs")
+    parser.add_argument("--build",
+                        type=Path,
+                        required=True,
+                        help="build folder with hfopt-server, hfopt-worker and hfopt_python_stubs")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=1)
     flags = parser.parse_args()
     sys.path.insert(0, str(flags.build / "python"))
     chance = random.Random(flags.seed)
     failures: List[str] = []
-    with tempfile.TemporaryDirectory(prefix="hfopt-soak-") as scratch, ServerProcess(flags.build, Path(scratch), "--lease", str(LEASE_SECONDS)) as server:
+    with tempfile.TemporaryDirectory(prefix="hfopt-soak-") as scratch, ServerProcess(
+            flags.build, Path(scratch), "--lease", str(LEASE_SECONDS)) as server:
         soak = Soak(flags.build, Path(scratch), server, chance)
         expected = [soak.one_run(kind, disturbed=False) for kind in KINDS]
         start = server.usage()  # with the one connection that creates runs
@@ -185,14 +211,18 @@ def main() -> int:
             try:
                 if soak.one_run(KINDS[kind], disturbed=True) != expected[kind]:
                     failures.append(f"a run of kind {kind} ended with other parameters")
-                await_condition("descriptors are as many as at the start", lambda: server.usage().descriptors <= start.descriptors)
+                await_condition("descriptors are as many as at the start",
+                                lambda: server.usage().descriptors <= start.descriptors)
             except Failure as failure:
                 failures.append(f"run {len(seen)}: {failure}")
             seen.append((time.monotonic() - begin, server.usage()))
             now, usage = seen[-1]
             if now > told + 15:
                 told = now
-                print(f"{now:6.0f} s  {len(seen):5} runs  {usage.own / 2**20:6.2f} MiB  {usage.descriptors:4} descriptors  {usage.threads:3} threads", flush=True)
+                print(
+                    f"{now:6.0f} s  {len(seen):5} runs  {usage.own / 2**20:6.2f} MiB  "
+                    f"{usage.descriptors:4} descriptors  {usage.threads:3} threads",
+                    flush=True)
         settled = [(t, usage.own / 2**20) for t, usage in seen if t > WARM_UP * seen[-1][0]]
         growth = 3600 * slope(settled) if len(settled) > 2 else 0.0
         most_threads = max([start.threads, *(usage.threads for t, usage in seen if t <= WARM_UP * seen[-1][0])])
@@ -200,16 +230,23 @@ def main() -> int:
         if flags.minutes >= LEAST_MINUTES and growth > MOST_MIB_AN_HOUR:
             failures.append(f"memory grows by {growth:.1f} MiB an hour; flat is up to {MOST_MIB_AN_HOUR}")
         if end.descriptors > start.descriptors or end.threads > most_threads:
-            failures.append(f"{end.descriptors} descriptors and {end.threads} threads at the end, {start.descriptors} and {most_threads} before")
+            failures.append(
+                f"{end.descriptors} descriptors and {end.threads} threads at the end, {start.descriptors} and "
+                f"{most_threads} before"
+            )
         server.signal(signal.SIGTERM)
         await_condition("the server ends", lambda: server.exit_code is not None)
         if server.exit_code != 0:
             failures.append(f"the server ended with {server.exit_code}:\n{server.output()[-2000:]}")
     for failure in failures:
         print(failure, file=sys.stderr)
-    print(json.dumps({"soak": "failed" if failures else "flat", "minutes": round(seen[-1][0] / 60, 1), "seed": flags.seed, "runs": len(seen), **soak.happened,
-                      "mib_at_start": round(start.own / 2**20, 2), "mib_at_end": round(end.own / 2**20, 2), "mib_an_hour": round(growth, 2),
-                      "descriptors": [start.descriptors, end.descriptors], "threads": [start.threads, most_threads, end.threads]}))
+    print(
+        json.dumps({
+            "soak": "failed" if failures else "flat", "minutes": round(seen[-1][0] / 60, 1), "seed": flags.seed,
+            "runs": len(seen), **soak.happened, "mib_at_start": round(start.own / 2**20, 2),
+            "mib_at_end": round(end.own / 2**20, 2), "mib_an_hour": round(growth, 2),
+            "descriptors": [start.descriptors, end.descriptors], "threads": [start.threads, most_threads, end.threads]
+        }))
     return 1 if failures else 0
 
 
