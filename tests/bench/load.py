@@ -506,8 +506,8 @@ def main() -> int:
             except (Failure, Error) as failure:
                 failures.append(f"{name}: {failure}")
             shutil.rmtree(Path(scratch) / name)  # checkpoints may be large
-    for failure in failures:
-        print(failure, file=sys.stderr)
+    for text in failures:
+        print(text, file=sys.stderr)
     print(json.dumps({**result, "failures": len(failures)}))
     return 1 if failures else 0
 

@@ -116,12 +116,13 @@ class Soak:
     def _disturb(self, run: str, kind: Kind) -> None:
         what, name = self._chance.choice(ACTIONS), self._chance.choice(WORKERS)
         process = self._staff.get(name)
-        is_there = process is not None and process.exit_code is None
         if what == "watch":
             self._watch(run)
-        elif what == "join" and not is_there:
+        elif process is None or process.exit_code is not None:
+            if what != "join":
+                return
             self._start(name, run, kind)
-        elif what == "join" or not is_there:
+        elif what == "join":
             return
         elif what == "leave":
             process.signal(signal.SIGTERM)
@@ -238,8 +239,8 @@ def main() -> int:
         await_condition("the server ends", lambda: server.exit_code is not None)
         if server.exit_code != 0:
             failures.append(f"the server ended with {server.exit_code}:\n{server.output()[-2000:]}")
-    for failure in failures:
-        print(failure, file=sys.stderr)
+    for text in failures:
+        print(text, file=sys.stderr)
     print(
         json.dumps({
             "soak": "failed" if failures else "flat", "minutes": round(seen[-1][0] / 60, 1), "seed": flags.seed,
