@@ -173,6 +173,7 @@ class TorchModel(_adapter.Adapter):
 
     @property
     def device(self) -> torch.device:
+        """Where the parameters are, and where a request is computed."""
         return self._device
 
     # The protocol of a model.
