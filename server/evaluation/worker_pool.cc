@@ -255,6 +255,7 @@ absl::Status WorkerPool::Join(const v1::Hello& hello, std::shared_ptr<WorkerLink
     buffers_ = std::make_shared<wire::BufferPool>(model_->num_parameters * element_size);
     to_workers_ = nullptr;
   }
+  ForgetStrangers();
   Worker& worker = workers_[hello.worker_id()];
   if (worker.link != nullptr) {
     Detach(worker)->Close(absl::FailedPreconditionError(
@@ -577,6 +578,15 @@ void WorkerPool::DropLostWorkers() {
     }
     Unassign(id);
   }
+}
+
+void WorkerPool::ForgetStrangers() {
+  std::erase_if(workers_, [this](const auto& entry) {
+    const auto& [id, worker] = entry;
+    if (worker.link != nullptr || worker.answers > 0 || IsAlive(worker)) return false;
+    Unassign(id);
+    return true;
+  });
 }
 
 std::string WorkerPool::DescribeUnserved() {

@@ -152,7 +152,7 @@ class WorkerPool {
   // Called from the run's thread, without locks held, when the answer of WaitingFor has changed. Set once, before the first wait.
   void SetWaitingListener(std::function<void()> listener) { waiting_listener_ = std::move(listener); }
 
-  // All that have joined since the server started, also those that have left.
+  // All that have joined since the server started, also those that have left after an answer.
   std::vector<v1::WorkerStatus> workers() const;
   // Those that are connected and mean to stay.
   int workers_present() const;
@@ -222,6 +222,8 @@ class WorkerPool {
   void Fail(Pending& pending, const std::string& worker_id, const absl::Status& why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Takes requests and shards from workers whose lease has ended.
   void DropLostWorkers() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Those that have left without an answer: there may be any number, with a new name each.
+  void ForgetStrangers() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Unassign(const std::string& worker_id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Waits for a change, the end of a lease, `deadline`, or at most a second.
   void WaitForChange(absl::Time deadline = absl::InfiniteFuture()) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -130,6 +130,26 @@ TEST_F(WorkerPoolTest, AWorkerThatWaitsForItsWelcomeHasNoLeaseToRenew) {
   EXPECT_TRUE(pool_.AwaitWorkers().ok());
 }
 
+TEST_F(WorkerPoolTest, ForgetsWhoLeftWithoutAnAnswer) {
+  pool_.SetShards(1);
+  const auto useful = Join(HelloOf("useful"));
+  auto result = EvaluateAsync(1);
+  Answer(*useful, useful->AwaitRequests(1)[0], 1);
+  EXPECT_THAT(Losses(result.get()), ElementsAre(1));
+  pool_.OnDisconnected(useful.get());
+  for (int i = 0; i < 100; ++i) pool_.OnDisconnected(Join(HelloOf("stranger-" + std::to_string(i))).get());
+  EXPECT_THAT(pool_.workers(), SizeIs(101)) << "they may come back within their leases";
+  Advance(2 * kLease);
+  const auto last = Join(HelloOf("last"));
+  std::vector<std::string> ids;
+  for (const v1::WorkerStatus& worker : pool_.workers()) ids.push_back(worker.worker_id());
+  EXPECT_THAT(ids, ElementsAre("last", "useful"));
+  // Its shard goes to who is there.
+  auto next = EvaluateAsync(1);
+  Answer(*last, last->AwaitRequests(1)[0], 2);
+  EXPECT_THAT(Losses(next.get()), ElementsAre(2));
+}
+
 TEST_F(WorkerPoolTest, TakesAnswersInTheOrderOfTheShardsAsTheyCome) {
   pool_.SetShards(2);
   const auto link = Join(HelloOf("a"));
