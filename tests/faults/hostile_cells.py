@@ -12,7 +12,7 @@ from cluster import LONG, Cluster, Failure, await_condition
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, CONTINUATION = 0, 1, 3, 4, 6, 9
 END_STREAM, END_HEADERS = 1, 4
-MOST_MEMORY = 256 << 20  # that the server may take more than before
+MOST_MEMORY = 384 << 20  # that the server may take more than before; half of what endless headers would, were they kept
 
 SLOWLY = {"server": "evaluation.dispatch=sleep(2)"}  # so that the run outlasts the strangers
 
@@ -102,10 +102,10 @@ def rapid_reset(cluster: Cluster, chance: random.Random) -> List[Stranger]:
 def endless_headers(cluster: Cluster, chance: random.Random) -> List[Stranger]:
     """CVE-2024-27316: a header block that never ends. gRPC 1.51 keeps what comes of it (server/THREAT_MODEL.md), and drops it with the connection."""
     more = frame(CONTINUATION, 0, 1, (b"\x00\x01x\x7f\x81\x7d" + b"y" * 16_000)[:16_384])
-    for _ in range(6):
+    for _ in range(12):
         stranger = Stranger(cluster)
         stranger.say(HELLO + frame(HEADERS, 0, 1, SESSION))
-        for _ in range((64 << 20) // len(more)):
+        for _ in range((32 << 20) // len(more)):
             if not stranger.say(more):
                 break
         connections = cluster.connections()
