@@ -1,6 +1,6 @@
-// Tells the thread sanitizer of Abseil's mutexes. The distribution's library is not instrumented, so a mutex of it orders nothing that the sanitizer
-// sees, and everything that is guarded by one looks like a race. Linked into an instrumented program, these functions stand in front of the
-// library's, for our code and for gRPC's; each calls the library's and says what it orders.
+// Tells the thread sanitizer of Abseil's mutexes and of gRPC's operations. The distribution's libraries are not instrumented, so they order nothing that
+// the sanitizer sees, and everything that is guarded by a mutex or handed to a callback looks like a race. Linked into an instrumented program,
+// these functions stand in front of the libraries', for our code and for gRPC's; each calls the library's and says what it orders.
 
 #include <dlfcn.h>
 
@@ -18,6 +18,9 @@ void AnnotateIgnoreReadsEnd(const char* file, int line);
 }
 
 namespace {
+
+// What was done before an operation of gRPC was begun comes before its end, of which callbacks are told.
+char operations;
 
 // The library's function of the same name as `method`, which is one of ours.
 template <typename Method>
@@ -127,3 +130,17 @@ bool CondVar::WaitWithDeadline(Mutex* mutex, Time deadline) {
 
 ABSL_NAMESPACE_END
 }  // namespace absl
+
+// Of gRPC's C interface, whose types are of no interest here. Each operation of the C++ library takes a reference to its call, and gives it back before
+// it calls us.
+extern "C" int grpc_call_start_batch(void* call, const void* operation, size_t count, void* tag, void* reserved) {
+  static const auto library = reinterpret_cast<decltype(&grpc_call_start_batch)>(dlsym(RTLD_NEXT, "grpc_call_start_batch"));
+  __tsan_release(&operations);
+  return library(call, operation, count, tag, reserved);
+}
+
+extern "C" void grpc_call_unref(void* call) {
+  static const auto library = reinterpret_cast<decltype(&grpc_call_unref)>(dlsym(RTLD_NEXT, "grpc_call_unref"));
+  __tsan_acquire(&operations);
+  library(call);
+}
