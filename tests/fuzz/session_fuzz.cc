@@ -1,9 +1,14 @@
 // Any messages as a worker's session, with the pool of a run behind it that asks for something of every kind. The session ends with a status or waits;
 // the pool's locks, buffers and counts stay whole, which the sanitizers watch.
 
+#include <unistd.h>
+
 #include <memory>
+#include <string>
 #include <thread>
 
+#include "absl/strings/str_cat.h"
+#include "grpcpp/create_channel.h"
 #include "grpcpp/generic/generic_stub.h"
 #include "grpcpp/server.h"
 #include "grpcpp/server_builder.h"
@@ -18,7 +23,7 @@ namespace {
 constexpr int kParameters = 5;
 constexpr int kShards = 2;
 
-// One server for all inputs; each has a pool of its own.
+// One server for all inputs; each has a pool of its own. Over a socket: gRPC 1.51 keeps some 12 kB of each call that went through an in-process channel.
 struct Fixture {
   std::shared_ptr<server::WorkerPool> pool;
   server::EvaluationService service{[this](const v1::Hello&) { return pool; }};
@@ -28,9 +33,11 @@ struct Fixture {
 
   Fixture() {
     grpc::ServerBuilder builder;
+    const std::string address = absl::StrCat("unix-abstract:hfopt-session-fuzz-", getpid());
+    builder.AddListeningPort(address, grpc::InsecureServerCredentials());
     builder.RegisterService(&service);
     server = builder.BuildAndStart();
-    channel = server->InProcessChannel({});
+    channel = grpc::CreateChannel(address, grpc::InsecureChannelCredentials());
   }
 };
 
