@@ -28,6 +28,10 @@ DRAINED = "DRAINED"
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0  # seconds between attempts to reach the server
 _FAREWELL = 5.0  # how long the server may take to close a session that the worker has left
 
+# How long the thread that called `run` waits at a time, in seconds. A signal that reaches another thread, or this one
+# on its way into the wait, does not end the wait, and Python runs the handler in the main thread only.
+_LONGEST_WAIT = 0.2
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -133,7 +137,8 @@ class Worker:
                 self.leave()  # at once
                 raise
             finally:
-                reader.join()
+                while reader.is_alive():
+                    reader.join(_LONGEST_WAIT)
         if self._error:
             raise self._error
         assert self._outcome is not None
@@ -145,7 +150,6 @@ class Worker:
         signal handler."""
         self._check_process()
         with self._changed:
-            self._queue.clear()
             # An open session is left in good order; a half-open one has nothing to lose.
             call = self._call if self._leaving or self._session is None or not self._session.welcomed else None
             self._leaving = True
@@ -181,8 +185,12 @@ class Worker:
             function: Optional[Callable[[], None]] = None
             evaluation: Optional[Evaluation] = None
             with self._changed:
-                self._changed.wait_for(
-                    lambda: self._outcome or self._error or self._released or self._queue or self._calls)
+                # A signal handler may call `leave` between any two lines, in spite of the lock: it only sets flags.
+                if self._leaving:
+                    self._queue.clear()
+                if not (self._outcome or self._error or self._released or self._queue or self._calls):
+                    self._changed.wait(_LONGEST_WAIT)
+                    continue
                 if self._calls:
                     function = self._calls.popleft()
                 elif self._outcome or self._error:

@@ -2,9 +2,12 @@
 import contextlib
 import os
 import pathlib
+import signal
 import tempfile
 import threading
+import time
 import unittest
+from collections import deque
 from concurrent import futures
 from unittest import mock
 
@@ -211,6 +214,47 @@ class WorkerTest(unittest.TestCase):
             self.assertEqual(next(messages).answer.request_id, 1)
             self.assertIsNone(next(messages, None))
 
+        self.assertEqual(self.serve(script).reason, "DRAINED")
+
+    def test_leaves_when_the_signal_reaches_another_thread(self):
+        """As the system may choose; Python's handler then waits until the main thread runs again."""
+        def script(messages):
+            next(messages)
+            yield welcome()
+            yield from vector(b"theta", self.theta)
+            yield request(1, losses=evaluation_pb2.LossesRequest(points=[evaluation_pb2.Point(base=b"theta")]))
+            self.assertEqual(next(messages).answer.request_id, 1)
+            signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+            said.append(next(messages).WhichOneof("message"))
+            self.assertIsNone(next(messages, None))
+
+        said = []
+        before = signal.signal(signal.SIGUSR1, lambda *_: self.worker.leave())
+        self.addCleanup(signal.signal, signal.SIGUSR1, before)
+        hopeless = threading.Timer(10, self.worker.leave)
+        hopeless.start()
+        self.addCleanup(hopeless.cancel)
+        begin = time.monotonic()
+        self.assertEqual(self.serve(script).reason, "DRAINED")
+        self.assertLess(time.monotonic() - begin, 9)
+        self.assertEqual(said, ["drain"])
+
+    def test_leaves_what_is_queued_when_a_signal_comes_as_it_is_taken(self):
+        class Queue(deque):
+            def popleft(queue):
+                self.worker.leave()
+                return super().popleft()
+
+        def script(messages):
+            next(messages)
+            yield welcome()
+            yield from vector(b"theta", self.theta)
+            yield request(1, losses=evaluation_pb2.LossesRequest(points=[evaluation_pb2.Point(base=b"theta")]))
+            self.assertEqual(next(messages).WhichOneof("message"), "drain")
+            self.assertEqual(next(messages).answer.request_id, 1)
+            self.assertIsNone(next(messages, None))
+
+        self.worker._queue = Queue()
         self.assertEqual(self.serve(script).reason, "DRAINED")
 
     def test_ends_when_it_is_refused(self):
