@@ -39,6 +39,10 @@ void AddOptions(CLI::App& app, ServerOptions& options) {
   app.add_option("--lease", options.lease_seconds, "Seconds of silence after which a worker loses its shards, for runs that do not say")
       ->envname("HFOPT_LEASE")
       ->capture_default_str();
+  app.add_option("--transfer-idle", options.transfer_idle_seconds,
+                 "Seconds after which an upload of which nothing comes, or a download or watch that is not read, is ended")
+      ->envname("HFOPT_TRANSFER_IDLE")
+      ->capture_default_str();
   app.add_option("--keep-checkpoints", options.keep_checkpoints, "Checkpoints kept besides the best, for runs that do not say")
       ->envname("HFOPT_KEEP_CHECKPOINTS")
       ->capture_default_str();

@@ -14,10 +14,9 @@
 namespace hfopt::server {
 namespace {
 
-// Keepalive, in agreement with the clients (client/cpp/channel.cc): both sides ping every 30 s and take a connection for dead when no answer comes for
-// 20 s, so that nothing is kept for a peer that has gone without a word. We accept a ping every 10 s also when no call is open, and so never answer
-// "too many pings".
-constexpr int kPingIntervalMs = 30'000, kPingTimeoutMs = 20'000, kMinPingIntervalMs = 10'000;
+// Keepalive, in agreement with the clients (client/cpp/channel.cc), which ping every 30 s: we accept a ping every 10 s also when no call is open, and so
+// never answer "too many pings". Our own pings find peers that have gone without a word.
+constexpr int kMinPingIntervalMs = 10'000;
 
 // Time for streams to end by themselves; after it they are cut.
 constexpr absl::Duration kShutdownGrace = absl::Seconds(5);
@@ -57,14 +56,16 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
                                                           .default_lease = absl::Seconds(options.lease_seconds),
                                                           .default_keep_checkpoints = options.keep_checkpoints,
                                                           .memory_limit_bytes = options.memory_limit_bytes(),
-                                                          .log = std::move(log)}));
+                                                          .log = log}));
+  server->watchdog_ = std::make_unique<TransferWatchdog>(absl::Seconds(options.transfer_idle_seconds), std::move(log));
   server->evaluation_service_ = std::make_unique<EvaluationService>(
       [runs = server->runs_.get()](const v1::Hello& hello) -> absl::StatusOr<std::shared_ptr<WorkerPool>> {
         HFOPT_ASSIGN_OR_RETURN(const std::shared_ptr<Run> run, runs->Find(absl::StrCat("runs/", hello.run_id().c_str())));
         return run->pool();
       },
+      *server->watchdog_,
       [access = server->access_.get()](const grpc::CallbackServerContext& context) { return access->Check(context, v1::ROLE_WORKER); });
-  server->run_service_ = std::make_unique<RunService>(*server->runs_, *server->access_);
+  server->run_service_ = std::make_unique<RunService>(*server->runs_, *server->access_, *server->watchdog_);
 
   static const bool plugins_once = [] {
     grpc::EnableDefaultHealthCheckService(true);
@@ -75,8 +76,8 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   grpc::ServerBuilder builder;
   builder.RegisterService(server->evaluation_service_.get());
   builder.RegisterService(server->run_service_.get());
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kPingIntervalMs);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kPingTimeoutMs);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, static_cast<int>(absl::ToInt64Milliseconds(options.ping_interval())));
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, static_cast<int>(absl::ToInt64Milliseconds(options.ping_timeout())));
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, kMinPingIntervalMs);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);

@@ -9,6 +9,7 @@
 #include "grpcpp/server.h"
 #include "server/access/access_control.h"
 #include "server/evaluation/evaluation_service.h"
+#include "server/evaluation/transfer_watchdog.h"
 #include "server/rpc/run_service.h"
 #include "server/run/run_manager.h"
 #include "server/run/run_store.h"
@@ -44,6 +45,7 @@ class Server {
   std::unique_ptr<RunStore> store_;
   std::unique_ptr<AccessControl> access_;
   std::unique_ptr<RunManager> runs_;
+  std::unique_ptr<TransferWatchdog> watchdog_;
   std::unique_ptr<EvaluationService> evaluation_service_;
   std::unique_ptr<RunService> run_service_;
   std::unique_ptr<grpc::Server> health_server_;  // null: none of its own

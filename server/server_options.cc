@@ -65,6 +65,9 @@ absl::Status ServerOptions::Validate() const {
   if (!(lease_seconds >= 0.05 && lease_seconds <= 86400)) {
     return absl::InvalidArgumentError(absl::StrCat("--lease is ", lease_seconds, " s; allowed: 0.05 to 86400"));
   }
+  if (!(transfer_idle_seconds >= 0.05 && transfer_idle_seconds <= 86400)) {
+    return absl::InvalidArgumentError(absl::StrCat("--transfer-idle is ", transfer_idle_seconds, " s; allowed: 0.05 to 86400"));
+  }
   if (keep_checkpoints < 1 || keep_checkpoints > 1'000'000) {
     return absl::InvalidArgumentError(absl::StrCat("--keep-checkpoints is ", keep_checkpoints, "; allowed: 1 to 1000000"));
   }
@@ -74,9 +77,11 @@ absl::Status ServerOptions::Validate() const {
 std::string ServerOptions::Describe() const {
   return absl::StrCat("address = ", address.c_str(), "\nstate-dir = ", state_directory.c_str(),
                       "\nmemory-limit = ", memory_limit_bytes() >> 20, " MiB\nlease = ", lease_seconds,
-                      " s\nkeep-checkpoints = ", keep_checkpoints, "\ntls-cert = ", tls_cert.c_str(), "\ntls-key = ", tls_key.c_str(),
+                      " s\ntransfer-idle = ", transfer_idle_seconds, " s\nkeep-checkpoints = ", keep_checkpoints, "\ntls-cert = ", tls_cert.c_str(), "\ntls-key = ", tls_key.c_str(),
                       "\ntls-client-ca = ", tls_client_ca.c_str(), "\ntokens = ", tokens.c_str(), "\nhealth-address = ",
-                      health_address.c_str(), "\ninsecure = ", insecure ? "true" : "false");
+                      health_address.c_str(), "\ninsecure = ", insecure ? "true" : "false", "\nderived from lease: workers renew it every ", absl::FormatDuration(absl::Seconds(lease_seconds / 3)),
+                      "\nderived from transfer-idle: pings every ", absl::FormatDuration(ping_interval()), ", answered within ",
+                      absl::FormatDuration(ping_timeout()));
 }
 
 }  // namespace hfopt::server

@@ -16,6 +16,8 @@ struct ServerOptions {
   // Bytes of vectors a run may need; 0: 80 % of the machine's memory.
   int64_t memory_limit_mib = 0;
   double lease_seconds = 10;
+  // After which a stream is ended whose peer neither sends nor reads what it should (evaluation/transfer_watchdog.h). With pings it finds dead peers.
+  double transfer_idle_seconds = 60;
   int keep_checkpoints = 2;
   // TLS: PEM files of the server's certificate with its chain, and of its key; both or none. Read again when they change.
   std::string tls_cert, tls_key;
@@ -40,6 +42,9 @@ struct ServerOptions {
   // Reached from this machine alone.
   bool is_local() const;
   int64_t memory_limit_bytes() const;
+  // Of HTTP/2: how often a silent connection is pinged, and how long an answer may take. Together less than transfer_idle_seconds.
+  absl::Duration ping_interval() const { return absl::Seconds(transfer_idle_seconds / 2); }
+  absl::Duration ping_timeout() const { return absl::Seconds(transfer_idle_seconds / 3); }
   // One line for each option, "name = value".
   std::string Describe() const;
 };

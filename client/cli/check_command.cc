@@ -116,12 +116,14 @@ absl::Status Check(const CheckFlags& flags, const Context& context) {
       server::WorkerPool::Options{.run_name = absl::StrCat("runs/", flags.run_id), .element_type = flags.proto_type()});
   const std::stop_callback interrupt(signals.token(), [&pool] { pool->Interrupt(absl::CancelledError("")); });
 
+  server::TransferWatchdog watchdog(absl::Minutes(1));
   server::EvaluationService sessions(
       [&](const v1::Hello& hello) -> absl::StatusOr<std::shared_ptr<server::WorkerPool>> {
         if (hello.run_id() == flags.run_id) return pool;
         return absl::NotFoundError(
             absl::StrCat("run ", hello.run_id(), " is not checked here; join run ", flags.run_id));
-      });
+      },
+      watchdog);
   RunDescription description(flags);
   grpc::ServerBuilder builder;
   int port = 0;

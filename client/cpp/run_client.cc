@@ -170,7 +170,7 @@ absl::StatusOr<v1::Run> RunClient::UploadParameters(const std::string& run_id, c
   message.mutable_header()->set_element_type(wire::ElementTypeOf<Scalar>());
   bool open = stream->Write(message);  // once it fails, Finish says why
   v1::VectorChunk* chunk = message.mutable_chunk();
-  for (uint64_t offset = 0; const size_t bytes = open ? wire::FillChunk(theta, offset, 0, chunk) : 0; offset += bytes) {
+  for (uint64_t offset = 0; const size_t bytes = open ? wire::FillChunk(theta, offset, 0, chunk, wire::kSlowLinkChunkBytes) : 0; offset += bytes) {
     open = stream->Write(message);
   }
   stream->WritesDone();

@@ -57,10 +57,10 @@ v1::VectorHeader MakeHeader(uint64_t transfer, std::string name, uint64_t size, 
 }
 
 template <typename Scalar>
-size_t FillChunk(const Vector<Scalar>& vector, uint64_t offset, uint64_t transfer, v1::VectorChunk* chunk) {
+size_t FillChunk(const Vector<Scalar>& vector, uint64_t offset, uint64_t transfer, v1::VectorChunk* chunk, size_t max_bytes) {
   const uint64_t total = vector.size() * sizeof(Scalar);
   assert(offset % sizeof(Scalar) == 0 && offset <= total);
-  const size_t bytes = std::min<uint64_t>(kMaxChunkBytes, total - offset);
+  const size_t bytes = std::min<uint64_t>(max_bytes, total - offset);
   chunk->set_transfer(transfer);
   chunk->set_offset(offset);
   chunk->mutable_data()->assign(reinterpret_cast<const char*>(vector.data()) + offset, bytes);
@@ -151,8 +151,8 @@ SharedVector<Scalar> VectorAssembler<Scalar>::Take() && {
 
 template std::string ContentName<float>(const Eigen::Ref<const Vector<float>>&);
 template std::string ContentName<double>(const Eigen::Ref<const Vector<double>>&);
-template size_t FillChunk<float>(const Vector<float>&, uint64_t, uint64_t, v1::VectorChunk*);
-template size_t FillChunk<double>(const Vector<double>&, uint64_t, uint64_t, v1::VectorChunk*);
+template size_t FillChunk<float>(const Vector<float>&, uint64_t, uint64_t, v1::VectorChunk*, size_t);
+template size_t FillChunk<double>(const Vector<double>&, uint64_t, uint64_t, v1::VectorChunk*, size_t);
 template absl::Status CheckHeader<float>(const v1::VectorHeader&, int64_t);
 template absl::Status CheckHeader<double>(const v1::VectorHeader&, int64_t);
 template class VectorAssembler<float>;

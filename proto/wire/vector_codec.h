@@ -23,6 +23,8 @@ using Vector = Eigen::Matrix<Scalar, Eigen::Dynamic, 1>;
 // Largest data of a chunk we send: of the sizes measured, the one that costs the least CPU for each byte. With its few
 // bytes of framing it stays far below gRPC's default limit of 4 MiB for a message.
 inline constexpr size_t kMaxChunkBytes = 1 << 20;
+// Of uploads and downloads of parameters: one arrives within the server's --transfer-idle also on a link of 2 kB/s.
+inline constexpr size_t kSlowLinkChunkBytes = 1 << 17;
 
 // ELEMENT_TYPE_FLOAT32 or ELEMENT_TYPE_FLOAT64.
 template <typename Scalar>
@@ -39,11 +41,12 @@ std::string ContentName(const Eigen::Ref<const Vector<Scalar>>& vector);
 // `name` is empty for the vectors of answers.
 v1::VectorHeader MakeHeader(uint64_t transfer, std::string name, uint64_t size, v1::ElementType element_type);
 
-// Fills `chunk` with the bytes of `vector` from byte `offset` on, at most kMaxChunkBytes, and returns how many these
+// Fills `chunk` with the bytes of `vector` from byte `offset` on, at most `max_bytes`, and returns how many these
 // are: 0 at the end. `offset` is a multiple of the element size. A reused chunk keeps its buffer. To send a vector:
 //     for (uint64_t offset = 0; const size_t bytes = FillChunk(vector, offset, transfer, &chunk); offset += bytes) ...
 template <typename Scalar>
-size_t FillChunk(const Vector<Scalar>& vector, uint64_t offset, uint64_t transfer, v1::VectorChunk* chunk);
+size_t FillChunk(const Vector<Scalar>& vector, uint64_t offset, uint64_t transfer, v1::VectorChunk* chunk,
+                 size_t max_bytes = kMaxChunkBytes);
 
 // INVALID_ARGUMENT when the header announces another element type, or another size than `expected_size`.
 template <typename Scalar>

@@ -18,12 +18,12 @@ class EvaluationService final
  public:
   using Admit = std::function<absl::Status(const grpc::CallbackServerContext&)>;
 
-  explicit EvaluationService(WorkerSession::FindPool find_pool, Admit admit = [](const auto&) { return absl::OkStatus(); })
-      : find_pool_(std::move(find_pool)), admit_(std::move(admit)) {}
+  EvaluationService(WorkerSession::FindPool find_pool, TransferWatchdog& watchdog, Admit admit = [](const auto&) { return absl::OkStatus(); })
+      : find_pool_(std::move(find_pool)), watchdog_(watchdog), admit_(std::move(admit)) {}
 
   grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* Session(grpc::CallbackServerContext* context) override {
     if (const absl::Status admitted = admit_(*context); !admitted.ok()) return new Refused(admitted);
-    return WorkerSession::Start(find_pool_);
+    return WorkerSession::Start(find_pool_, watchdog_, *context);
   }
 
  private:
@@ -33,6 +33,7 @@ class EvaluationService final
   };
 
   const WorkerSession::FindPool find_pool_;
+  TransferWatchdog& watchdog_;
   const Admit admit_;
 };
 

@@ -17,15 +17,19 @@ constexpr size_t kMaxOpenTransfers = 4;
 
 }  // namespace
 
-WorkerSession* WorkerSession::Start(FindPool find_pool) {
-  std::shared_ptr<WorkerSession> session(new WorkerSession(std::move(find_pool)));
+WorkerSession* WorkerSession::Start(FindPool find_pool, TransferWatchdog& watchdog, grpc::CallbackServerContext& context) {
+  std::shared_ptr<WorkerSession> session(new WorkerSession(std::move(find_pool), watchdog, context));
   session->self_ = session;
   session->StartRead(&session->incoming_);
   return session.get();
 }
 
-WorkerSession::WorkerSession(FindPool find_pool)
-    : find_pool_(std::move(find_pool)), last_heard_(absl::ToUnixNanos(absl::Now())) {}
+WorkerSession::WorkerSession(FindPool find_pool, TransferWatchdog& watchdog, grpc::CallbackServerContext& context)
+    : find_pool_(std::move(find_pool)), last_heard_(absl::ToUnixNanos(absl::Now())) {
+  absl::MutexLock lock(&mu_);
+  watched_.emplace(watchdog, context);
+  watched_->Await("the worker has not said Hello");
+}
 
 // ---------------------------------------------------------------------------------------------------------------- reading
 
@@ -117,6 +121,8 @@ absl::Status WorkerSession::HandleHello(const v1::Hello& hello) {
   HFOPT_RETURN_IF_ERROR(pool->Join(hello, shared_from_this()));
   buffers_ = pool->buffers();
   pool_ = std::move(pool);
+  absl::MutexLock lock(&mu_);
+  if (!closing_.has_value()) watched_->Moved();
   return absl::OkStatus();
 }
 
@@ -217,6 +223,7 @@ void WorkerSession::Close(absl::Status status) {
     absl::MutexLock lock(&mu_);
     if (!closing_.has_value()) {
       closing_ = std::move(status);
+      if (watched_.has_value()) watched_->Await("the worker has not read that its session is over");
       if (!closing_->ok()) outgoing_.clear();  // of no use to a worker that is sent away
     }
   }
@@ -297,6 +304,10 @@ void WorkerSession::OnCancel() {
 }
 
 void WorkerSession::OnDone() {
+  {
+    absl::MutexLock lock(&mu_);
+    watched_.reset();
+  }
   if (pool_ != nullptr) pool_->OnDisconnected(this);
   self_.reset();
 }

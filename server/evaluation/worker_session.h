@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <variant>
 
 #include "absl/base/thread_annotations.h"
@@ -17,6 +18,7 @@
 #include "hfopt/v1/evaluation_service.pb.h"
 #include "proto/wire/chunk_frame.h"
 #include "proto/wire/vector_codec.h"
+#include "server/evaluation/transfer_watchdog.h"
 #include "server/evaluation/worker_link.h"
 #include "server/evaluation/worker_pool.h"
 
@@ -35,7 +37,7 @@ class WorkerSession final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grp
   using FindPool = std::function<absl::StatusOr<std::shared_ptr<WorkerPool>>(const v1::Hello&)>;
 
   // The session owns itself until its stream is done.
-  static WorkerSession* Start(FindPool find_pool);
+  static WorkerSession* Start(FindPool find_pool, TransferWatchdog& watchdog, grpc::CallbackServerContext& context);
 
   // WorkerLink.
   void Send(v1::SessionResponse message) override;
@@ -49,7 +51,7 @@ class WorkerSession final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grp
   uint64_t bytes_received() const override { return bytes_received_; }
 
  private:
-  explicit WorkerSession(FindPool find_pool);
+  WorkerSession(FindPool find_pool, TransferWatchdog& watchdog, grpc::CallbackServerContext& context);
 
   // Reactions of gRPC: one of each kind at a time.
   void OnReadDone(bool ok) override;
@@ -96,6 +98,7 @@ class WorkerSession final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grp
     bool header_sent = false;
   };
   absl::Mutex mu_;
+  std::optional<TransferWatchdog::Stream> watched_ ABSL_GUARDED_BY(mu_);  // before Hello and after the end; until OnDone
   std::shared_ptr<wire::SharedSegment> to_worker_ ABSL_GUARDED_BY(mu_), to_server_ ABSL_GUARDED_BY(mu_);  // null where not shared
   std::deque<std::variant<v1::SessionResponse, OutgoingVector>> outgoing_ ABSL_GUARDED_BY(mu_);
   uint64_t next_transfer_ ABSL_GUARDED_BY(mu_) = 1;

@@ -36,27 +36,34 @@ class Uploader final : public grpc::ServerReadReactor<v1::UploadParametersReques
  public:
   using FindRun = std::function<absl::StatusOr<std::shared_ptr<Run>>(const std::string&)>;
 
-  Uploader(const absl::Status& admitted, FindRun find_run, v1::UploadParametersResponse* response)
-      : find_run_(std::move(find_run)), response_(response) {
+  Uploader(const absl::Status& admitted, FindRun find_run, v1::UploadParametersResponse* response, TransferWatchdog& watchdog,
+           grpc::CallbackServerContext& context)
+      : find_run_(std::move(find_run)), response_(response), watched_(watchdog, context) {
     if (admitted.ok()) {
-      StartRead(&request_);
+      ReadOn();
     } else {
       Finish(wire::ToGrpc(admitted));
     }
   }
 
   void OnReadDone(bool ok) override {
+    watched_.Moved();
     if (!ok) {
       Finish(wire::ToGrpc(CatchOutOfMemory([this] { return Complete(); })));
     } else if (absl::Status status = CatchOutOfMemory([this] { return Handle(); }); !status.ok()) {
       Finish(wire::ToGrpc(status));
     } else {
-      StartRead(&request_);
+      ReadOn();
     }
   }
   void OnDone() override { delete this; }
 
  private:
+  void ReadOn() {
+    watched_.Await("no chunk of the upload has come");
+    StartRead(&request_);
+  }
+
   absl::Status Handle() {
     if (request_.has_header()) {
       if (run_ != nullptr) return absl::InvalidArgumentError("the header was sent twice");
@@ -89,6 +96,7 @@ class Uploader final : public grpc::ServerReadReactor<v1::UploadParametersReques
 
   const FindRun find_run_;
   v1::UploadParametersResponse* const response_;
+  TransferWatchdog::Stream watched_;
   v1::UploadParametersRequest request_;
   std::shared_ptr<Run> run_;
   std::optional<std::variant<wire::VectorAssembler<float>, wire::VectorAssembler<double>>> assembler_;
@@ -98,46 +106,56 @@ class Downloader final : public grpc::ServerWriteReactor<v1::DownloadParametersR
  public:
   using Parameters = std::variant<Vector<float>, Vector<double>>;
 
-  Downloader(Parameters parameters, const v1::Checkpoint& meta) : parameters_(std::move(parameters)) {
+  Downloader(Parameters parameters, const v1::Checkpoint& meta, TransferWatchdog& watchdog, grpc::CallbackServerContext& context)
+      : parameters_(std::move(parameters)), watched_(watchdog, context) {
     v1::DownloadParametersHeader& header = *response_.mutable_header();
     header.set_size(meta.num_parameters());
     header.set_element_type(meta.element_type());
     header.set_iteration(meta.iteration());
     header.set_held_out_loss(meta.held_out_loss());
-    StartWrite(&response_);
+    WriteOn();
   }
 
   void OnWriteDone(bool ok) override {
+    watched_.Moved();
     const size_t bytes = std::visit(
-        [&](const auto& v) { return wire::FillChunk(v, offset_, 0, response_.mutable_chunk()); }, parameters_);
+        [&](const auto& v) { return wire::FillChunk(v, offset_, 0, response_.mutable_chunk(), wire::kSlowLinkChunkBytes); }, parameters_);
     if (!ok || bytes == 0) {
       Finish(grpc::Status::OK);
       return;
     }
     offset_ += bytes;
-    StartWrite(&response_);
+    WriteOn();
   }
   void OnDone() override { delete this; }
 
  private:
+  void WriteOn() {
+    watched_.Await("what was sent of the parameters has not been read");
+    StartWrite(&response_);
+  }
+
   const Parameters parameters_;
+  TransferWatchdog::Stream watched_;
   uint64_t offset_ = 0;
   v1::DownloadParametersResponse response_;
 };
 
 }  // namespace
 
-// Pulls what is new from the run whenever it can write, so a slow reader costs one message of memory. Life cycle: 1. subscribed;
+// Pulls what is new from the run whenever it can write, so a slow reader costs one message of memory; one that does not read at all is sent away by
+// the watchdog, and told the rest when it asks again. Life cycle: 1. subscribed;
 // 2. Pump after each write and each change; 3. Finish when the run ended and all was told, on drain, or when the caller left; 4. OnDone.
 class RunService::Watcher final : public grpc::ServerWriteReactor<v1::WatchRunResponse> {
  public:
-  Watcher(RunService& service, std::shared_ptr<Run> run, uint64_t after_iteration)
-      : service_(service), run_(std::move(run)), sent_iteration_(after_iteration) {
+  Watcher(RunService& service, std::shared_ptr<Run> run, uint64_t after_iteration, grpc::CallbackServerContext& context)
+      : service_(service), run_(std::move(run)), watched_(service.watchdog_, context), sent_iteration_(after_iteration) {
     subscription_ = run_->Subscribe([this] { Pump(); });
     Pump();
   }
 
   void OnWriteDone(bool ok) override {
+    watched_.Moved();
     {
       absl::MutexLock lock(&mu_);
       writing_ = false;
@@ -176,6 +194,7 @@ class RunService::Watcher final : public grpc::ServerWriteReactor<v1::WatchRunRe
     if (end.has_value()) {
       Finish(wire::ToGrpc(*end));
     } else {
+      watched_.Await("the run's news have not been read");
       StartWrite(&response_);
     }
   }
@@ -210,6 +229,7 @@ class RunService::Watcher final : public grpc::ServerWriteReactor<v1::WatchRunRe
 
   RunService& service_;
   const std::shared_ptr<Run> run_;
+  TransferWatchdog::Stream watched_;
   int64_t subscription_ = 0;
   absl::Mutex mu_;
   bool writing_ ABSL_GUARDED_BY(mu_) = false;
@@ -322,14 +342,15 @@ grpc::ServerWriteReactor<v1::WatchRunResponse>* RunService::WatchRun(grpc::Callb
   auto run = Find(*context, v1::ROLE_READER, request->name());
   if (!run.ok()) return new RefusedWriter<v1::WatchRunResponse>(run.status());
   absl::MutexLock lock(&mu_);
-  auto* const watcher = new Watcher(*this, *std::move(run), request->after_iteration());
+  auto* const watcher = new Watcher(*this, *std::move(run), request->after_iteration(), *context);
   watchers_.insert(watcher);
   return watcher;
 }
 
 grpc::ServerReadReactor<v1::UploadParametersRequest>* RunService::UploadParameters(
     grpc::CallbackServerContext* context, v1::UploadParametersResponse* response) {
-  return new Uploader(Admit(*context, v1::ROLE_OPERATOR), [this](const std::string& name) { return runs_.Find(name); }, response);
+  return new Uploader(Admit(*context, v1::ROLE_OPERATOR), [this](const std::string& name) { return runs_.Find(name); }, response,
+                      watchdog_, *context);
 }
 
 grpc::ServerWriteReactor<v1::DownloadParametersResponse>* RunService::DownloadParameters(
@@ -347,7 +368,7 @@ grpc::ServerWriteReactor<v1::DownloadParametersResponse>* RunService::DownloadPa
   };
   absl::StatusOr<Checkpoint> checkpoint = CatchOutOfMemory(load);
   if (!checkpoint.ok()) return new RefusedWriter<v1::DownloadParametersResponse>(checkpoint.status());
-  return new Downloader(std::move(checkpoint->tensors.at("theta")), checkpoint->meta);
+  return new Downloader(std::move(checkpoint->tensors.at("theta")), checkpoint->meta, watchdog_, *context);
 }
 
 }  // namespace hfopt::server

@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "hfopt/v1/run_service.grpc.pb.h"
 #include "server/access/access_control.h"
+#include "server/evaluation/transfer_watchdog.h"
 #include "server/run/run_manager.h"
 
 namespace hfopt::server {
@@ -15,7 +16,7 @@ namespace hfopt::server {
 // Thin handlers: proto/hfopt/v1/run_service.proto says what each call does, RunManager and Run do it.
 class RunService final : public v1::RunService::CallbackService {
  public:
-  RunService(RunManager& runs, const AccessControl& access) : runs_(runs), access_(access) {}
+  RunService(RunManager& runs, const AccessControl& access, TransferWatchdog& watchdog) : runs_(runs), access_(access), watchdog_(watchdog) {}
 
   // Ends the streams of watchers, which would otherwise hold up the server's shutdown, and refuses calls from now on.
   void Drain();
@@ -58,6 +59,7 @@ class RunService final : public v1::RunService::CallbackService {
 
   RunManager& runs_;
   const AccessControl& access_;
+  TransferWatchdog& watchdog_;
   mutable absl::Mutex mu_;
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
   std::set<Watcher*> watchers_ ABSL_GUARDED_BY(mu_);

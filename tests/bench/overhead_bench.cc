@@ -1,5 +1,5 @@
 // What the service costs: the same training in this process, and through a server and one worker, real processes on loopback. Both have
-// one thread for the model. Wall time from the first iteration's start to the last one's end, checkpoints included.
+// one thread for the model. Wall time from the first iteration's start to the last one's end, checkpoints included. And what a journal adds to it.
 
 #include <algorithm>
 #include <chrono>
@@ -21,6 +21,7 @@ constexpr char kLayers[] = "440-1024-512-102";  // 1,028,710 parameters
 constexpr int kIterations = 8;
 constexpr int kRounds = 5;
 constexpr uint64_t kSeed = 1;
+constexpr double kJournalSeconds = 10;
 
 v1::OptimizerOptions Options() {
   v1::OptimizerOptions options;
@@ -46,7 +47,7 @@ Measurement TrainInProcess() {
   return result;
 }
 
-Measurement TrainThroughTheService() {
+Measurement TrainThroughTheService(double journal_seconds) {
   TemporaryDirectory state;
   Process server({HFOPT_SERVER_BINARY, "--address", "127.0.0.1:0", "--state-dir", state.path()});
   const std::string address = server.AwaitErrorLine("listening on ");
@@ -56,6 +57,7 @@ Measurement TrainThroughTheService() {
   v1::RunOptions options;
   options.set_shards(1);
   options.set_seed(kSeed);
+  options.set_journal_seconds(journal_seconds);
   *options.mutable_optimizer() = Options();
   EXPECT_TRUE(client.Create("r", options).ok());
   EXPECT_TRUE(client.Start("r").ok());
@@ -74,24 +76,27 @@ double Median(std::vector<double> values) {
 }
 
 int Main() {
-  std::vector<double> ratios, in_process, service;
+  std::vector<double> ratios, journal_ratios, in_process, service;
   v1::PhaseSeconds phases;
   for (int round = 0; round < kRounds; ++round) {
     // Who goes first alternates: a machine that gets slower or faster favours neither.
-    Measurement local, remote;
+    Measurement local, remote, journalled;
     if (round % 2 == 0) local = TrainInProcess();
-    remote = TrainThroughTheService();
+    if (round % 2 == 1) journalled = TrainThroughTheService(kJournalSeconds);
+    remote = TrainThroughTheService(0);
+    if (round % 2 == 0) journalled = TrainThroughTheService(kJournalSeconds);
     if (round % 2 == 1) local = TrainInProcess();
-    if (local.theta != remote.theta) {
-      std::fprintf(stderr, "overhead: the two did not compute the same bits\n");
+    if (local.theta != remote.theta || local.theta != journalled.theta) {
+      std::fprintf(stderr, "overhead: they did not compute the same bits\n");
       return 1;
     }
     in_process.push_back(local.seconds);
     service.push_back(remote.seconds);
     ratios.push_back(remote.seconds / local.seconds);
+    journal_ratios.push_back(journalled.seconds / remote.seconds);
     phases = remote.phases;
-    std::printf("round %d: in process %.2f s, through the service %.2f s, ratio %.3f\n", round + 1, local.seconds,
-                remote.seconds, ratios.back());
+    std::printf("round %d: in process %.2f s, through the service %.2f s, ratio %.3f; with a journal %.2f s, ratio to without %.3f\n",
+                round + 1, local.seconds, remote.seconds, ratios.back(), journalled.seconds, journal_ratios.back());
   }
   const nlohmann::json result = {{"bench", "overhead"},
                                  {"parameters", 1028710},
@@ -103,7 +108,8 @@ int Main() {
                                  {"transport_seconds", phases.transport()},
                                  {"reduction_seconds", phases.reduction()},
                                  {"server_arithmetic_seconds", phases.server_arithmetic()},
-                                 {"ratio", Median(ratios)}};
+                                 {"ratio", Median(ratios)},
+                                 {"journal_ratio", Median(journal_ratios)}};
   std::printf("%s\n", result.dump().c_str());
   return 0;
 }

@@ -234,7 +234,8 @@ class Service {
  private:
   std::shared_ptr<server::WorkerPool> pool_ = std::make_shared<server::WorkerPool>(
       server::WorkerPool::Options{.run_name = kRun, .lease = absl::Seconds(60)});
-  server::EvaluationService sessions_{[this](const v1::Hello&) { return pool_; }};
+  server::TransferWatchdog watchdog_{absl::Minutes(1)};
+  server::EvaluationService sessions_{[this](const v1::Hello&) { return pool_; }, watchdog_};
   std::unique_ptr<grpc::Server> server_;
   std::string address_;
 };

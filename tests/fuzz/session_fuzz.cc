@@ -26,7 +26,8 @@ constexpr int kShards = 2;
 // One server for all inputs; each has a pool of its own. Over a socket: gRPC 1.51 keeps some 12 kB of each call that went through an in-process channel.
 struct Fixture {
   std::shared_ptr<server::WorkerPool> pool;
-  server::EvaluationService service{[this](const v1::Hello&) { return pool; }};
+  server::TransferWatchdog watchdog{absl::Minutes(1)};
+  server::EvaluationService service{[this](const v1::Hello&) { return pool; }, watchdog};
   std::unique_ptr<grpc::Server> server;
   std::shared_ptr<grpc::Channel> channel;
   grpc::CompletionQueue queue;  // one that is not shut down and emptied is kept for ever

@@ -372,6 +372,34 @@ TEST_F(ServiceTest, BooksTimeByPhase) {
   EXPECT_NEAR(s.total(), s.client_compute() + s.transport() + s.reduction() + s.server_arithmetic() + s.waiting(), 1e-6 * s.total());
 }
 
+TEST(TransferIdle, EndsAnUploadAndASessionOfWhichNothingComesOverARealConnection) {
+  TestServer server({.address = "127.0.0.1:0", .memory_limit_mib = TestServer::kMemoryLimitMib, .transfer_idle_seconds = 0.1});
+  ASSERT_TRUE(server.Client().Create("r", {}).ok());
+  const std::shared_ptr<grpc::Channel> channel = client::MakeChannel(server.address());
+
+  grpc::ClientContext upload_context, session_context;
+  v1::UploadParametersResponse response;
+  const auto stub = v1::RunService::NewStub(channel);
+  const auto upload = stub->UploadParameters(&upload_context, &response);
+  v1::UploadParametersRequest header;
+  header.mutable_header()->set_name("runs/r");
+  header.mutable_header()->set_size(1000);
+  header.mutable_header()->set_element_type(v1::ELEMENT_TYPE_FLOAT32);
+  ASSERT_TRUE(upload->Write(header));
+  const auto sessions = v1::EvaluationService::NewStub(channel);
+  const auto session = sessions->Session(&session_context);
+
+  v1::SessionResponse message;
+  EXPECT_FALSE(session->Read(&message));
+  const grpc::Status session_end = session->Finish();
+  EXPECT_EQ(session_end.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_THAT(session_end.error_message(), HasSubstr("the worker has not said Hello for 100ms"));
+  const grpc::Status upload_end = upload->Finish();
+  EXPECT_EQ(upload_end.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_THAT(upload_end.error_message(), HasSubstr("no chunk of the upload has come for 100ms"));
+  EXPECT_TRUE(server.Client().Get("r").ok());
+}
+
 TEST_F(ServiceTest, AnswersHealthAndReflection) {
   // The bytes of the standard services, so that no further stubs are needed: HealthCheckResponse{status: SERVING}.
   auto channel = client::MakeChannel(server_.address());

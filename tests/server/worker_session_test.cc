@@ -120,7 +120,8 @@ class WorkerSessionTest : public ::testing::Test {
 
   const std::shared_ptr<WorkerPool> pool_ =
       std::make_shared<WorkerPool>(WorkerPool::Options{.run_name = "runs/r", .lease = absl::Seconds(60)});
-  EvaluationService service_{[this](const v1::Hello&) { return pool_; }};
+  TransferWatchdog watchdog_{absl::Minutes(1)};
+  EvaluationService service_{[this](const v1::Hello&) { return pool_; }, watchdog_};
   std::unique_ptr<grpc::Server> server_;
   grpc::ClientContext context_;
   std::unique_ptr<Stream> stream_;
@@ -232,8 +233,8 @@ TEST_F(WorkerSessionOffence, AttachingToWhatWasNotOffered) {
 
 TEST(WorkerSession, EndsWithAStatusWhenMemoryGivesOut) {
   // A machine without memory: whatever a session needs cannot be had.
-  EvaluationService service(
-      [](const v1::Hello&) -> absl::StatusOr<std::shared_ptr<WorkerPool>> { throw std::bad_alloc(); });
+  TransferWatchdog watchdog(absl::Minutes(1));
+  EvaluationService service([](const v1::Hello&) -> absl::StatusOr<std::shared_ptr<WorkerPool>> { throw std::bad_alloc(); }, watchdog);
   grpc::ServerBuilder builder;
   builder.RegisterService(&service);
   const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();

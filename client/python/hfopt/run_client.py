@@ -17,7 +17,7 @@ from .model import Array
 from .options import short_name
 from .security import Security
 from .v1 import run_pb2, run_service_pb2, vector_pb2
-from .wire import DTYPES, VectorAssembler, chunks_of, make_channel
+from .wire import DTYPES, UPLOAD_CHUNK_BYTES, VectorAssembler, chunks_of, make_channel
 
 _SERVICE = run_service_pb2.DESCRIPTOR.services_by_name["RunService"]
 _VERSIONS = {
@@ -143,7 +143,7 @@ class RunClient:
             header = run_service_pb2.UploadParametersHeader(name=f"runs/{run_id}", size=len(vector),
                                                             element_type=element_type)
             yield run_service_pb2.UploadParametersRequest(header=header)
-            for offset, data in chunks_of(vector):
+            for offset, data in chunks_of(vector, most=UPLOAD_CHUNK_BYTES):
                 chunk = vector_pb2.VectorChunk(offset=offset, data=bytes(data))
                 yield run_service_pb2.UploadParametersRequest(chunk=chunk)
 

@@ -14,6 +14,7 @@ from .security import Security, is_local
 from .v1 import vector_pb2
 
 CHUNK_BYTES = 1 << 20  # the cheapest
+UPLOAD_CHUNK_BYTES = 1 << 17  # one arrives within the server's --transfer-idle also on a link of 2 kB/s
 
 DTYPES: Dict[int, np.dtype[Any]] = {
     vector_pb2.ELEMENT_TYPE_FLOAT32: np.dtype("<f4"), vector_pb2.ELEMENT_TYPE_FLOAT64: np.dtype("<f8")
@@ -155,13 +156,13 @@ class ChunkSize:
             self.bytes = min(CHUNK_BYTES, self.bytes * 2)
 
 
-def chunks_of(vector: Array, chunk_size: Optional[ChunkSize] = None) -> Iterator[Tuple[int, memoryview]]:
-    """Pairs of offset and bytes, which look at the vector's own memory; in the sizes of `chunk_size`, which is told how
-    long it takes until the next one is asked for."""
+def chunks_of(vector: Array, chunk_size: Optional[ChunkSize] = None, most: int = CHUNK_BYTES) -> Iterator[Tuple[int, memoryview]]:
+    """Pairs of offset and bytes, which look at the vector's own memory; of `most` bytes, or in the sizes of
+    `chunk_size`, which is told how long it takes until the next one is asked for."""
     data = vector.data.cast("B") if vector.size else memoryview(b"")
     offset = 0
     while offset < len(data):
-        chunk = data[offset:offset + (CHUNK_BYTES if chunk_size is None else chunk_size.bytes)]
+        chunk = data[offset:offset + (most if chunk_size is None else chunk_size.bytes)]
         begin = time.monotonic()
         yield offset, chunk
         if chunk_size is not None:
