@@ -50,6 +50,7 @@ absl::StatusOr<v1::RunOptions> RunFlags::ToProto() const {
   if (lease_seconds) options.set_lease_seconds(*lease_seconds);
   if (journal_seconds) options.set_journal_seconds(*journal_seconds);
   if (disable_hedging) options.set_disable_hedging(true);
+  if (bfloat16_products) options.set_bfloat16_products(true);
   if (repeat_every) options.set_repeat_every(*repeat_every);
   if (max_wall_seconds) options.set_max_wall_seconds(*max_wall_seconds);
   if (max_iterations) optimizer.mutable_stop()->set_max_iterations(*max_iterations);
@@ -90,6 +91,9 @@ void AddRunFlags(CLI::App& command, RunFlags& flags) {
                      "In every so many gradients or products ask for one shard twice, to find workers that contradict themselves; 0: never")
       ->group(group);
   command.add_flag("--no-hedging", flags.disable_hedging, "Never ask an idle worker for what another one is late with")->group(group);
+  command.add_flag("--bfloat16-products", flags.bfloat16_products,
+                   "Directions and Gauss-Newton products in half the bytes, rounded to bfloat16: for slow links and sampled curvature")
+      ->group(group);
   command.add_option("--keep-checkpoints", flags.keep_checkpoints, "Checkpoints kept besides the best")->group(group);
   command
       .add_option("--num-parameters", flags.num_parameters,

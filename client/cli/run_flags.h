@@ -20,7 +20,7 @@ struct RunFlags {
   std::string options_file;
   std::optional<std::string> preset, element_type;
   std::optional<uint32_t> shards, keep_checkpoints, repeat_every;
-  bool disable_hedging = false;
+  bool disable_hedging = false, bfloat16_products = false;
   std::optional<uint64_t> seed, num_parameters, max_iterations;
   std::optional<double> lease_seconds, journal_seconds, max_wall_seconds, max_example_passes, target_loss;
   std::vector<std::string> assignments;

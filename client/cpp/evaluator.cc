@@ -4,12 +4,14 @@
 #include <chrono>
 #include <exception>
 #include <new>
+#include <type_traits>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "client/cpp/sub_batches.h"
 #include "client/cpp/windows.h"
 #include "proto/failpoint/failpoint.h"
+#include "proto/wire/vector_codec.h"
 
 namespace hfopt::client {
 namespace {
@@ -187,6 +189,14 @@ absl::Status Evaluator<Scalar>::AnswerProduct(const Evaluation<Scalar>& evaluati
   const SharedVector<Scalar>& direction = evaluation.vectors.at(evaluation.request.product().direction());
   if (auto s = (*linearization)->GaussNewtonProduct(direction.map(), product.map()); !s.ok()) return s;
   HFOPT_FAILPOINT_OR_RETURN("worker.product");
+  if (evaluation.request.product().bfloat16()) {
+    if constexpr (std::is_same_v<Scalar, float>) {
+      wire::RoundToBfloat16(product.map());
+      result.bfloat16 = true;
+    } else {
+      return absl::InvalidArgumentError("asks for bfloat16 in a run of float64");
+    }
+  }
   result.answer.mutable_product()->set_product_transfer(Attach(std::move(product), result));
   result.answer.mutable_product()->set_weight((*linearization)->weight());
   return absl::OkStatus();

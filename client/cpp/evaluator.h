@@ -34,6 +34,7 @@ template <typename Scalar>
 struct Evaluated {
   v1::Answer answer;
   std::vector<std::pair<uint64_t, SharedVector<Scalar>>> vectors;
+  bool bfloat16 = false;  // the vectors have been rounded to it
 };
 
 // The names of all vectors that a request uses.

@@ -11,7 +11,9 @@
 #include <optional>
 #include <random>
 #include <thread>
+#include <type_traits>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "absl/strings/escaping.h"
@@ -112,7 +114,8 @@ class ModelWorker<Scalar>::Impl {
     grpc::ClientContext context;
     std::unique_ptr<Stream> stream;
     v1::Welcome welcome;
-    std::map<uint64_t, wire::VectorAssembler<Scalar>> transfers;  // the reader's
+    using Assembler = std::variant<wire::VectorAssembler<Scalar>, wire::VectorAssembler<wire::Bfloat16>>;
+    std::map<uint64_t, Assembler> transfers;                      // the reader's
     std::shared_ptr<wire::SharedSegment> from_server;             // the reader's; null where not shared
     std::shared_ptr<wire::SharedSegment> to_server;               // likewise; constant once the session is open
 
@@ -170,6 +173,7 @@ class ModelWorker<Scalar>::Impl {
   Model<Scalar>& model_;
   ModelWorkerOptions options_;
   std::optional<wire::BufferPool> buffers_;  // for what is received and answered; constant once Run has begun
+  std::optional<wire::BufferPool> halves_;   // likewise, in ELEMENT_TYPE_BFLOAT16
   v1::Hello identity_;  // what Hello says of the model and the options; constant once Run has begun
 
   std::mutex mu_;
@@ -209,9 +213,11 @@ absl::StatusOr<Finished> ModelWorker<Scalar>::Impl::Run() {
   identity_.set_second_moment(model_.has_second_moment());
   identity_.set_sub_batches(true);
   identity_.set_initial_parameters(model_.has_initial_parameters());
+  identity_.set_bfloat16(std::is_same_v<Scalar, float>);
 
   if (options_.shared_memory) identity_.set_host(wire::HostName());
   buffers_.emplace(model_.num_parameters() * sizeof(Scalar));
+  halves_.emplace(model_.num_parameters() * sizeof(wire::Bfloat16), 2);
 
   std::thread reader([this] { Converse(); });
   std::thread writer([this] { SendAnswersAndRenewals(); });
@@ -485,11 +491,14 @@ absl::Status ModelWorker<Scalar>::Impl::HandleHeader(const v1::VectorHeader& hea
     resident_[header.name()] = {*std::move(slot), model_.num_parameters()};
     return absl::OkStatus();
   }
-  auto assembler = wire::VectorAssembler<Scalar>::Create(
-      header, identity_.num_parameters(), [this](int64_t) { return buffers_->GetVector<Scalar>(); });
-  if (!assembler.ok()) return absl::DataLossError(assembler.status().message());
-  session.transfers.emplace(header.transfer(), *std::move(assembler));
-  return absl::OkStatus();
+  const auto open = [&]<typename Element>(wire::BufferPool& buffers, Element) -> absl::Status {
+    auto assembler = wire::VectorAssembler<Element>::Create(header, identity_.num_parameters(), [&](int64_t) { return buffers.GetVector<Element>(); });
+    if (!assembler.ok()) return absl::DataLossError(assembler.status().message());
+    session.transfers.emplace(header.transfer(), *std::move(assembler));
+    return absl::OkStatus();
+  };
+  const bool halves = identity_.bfloat16() && header.element_type() == v1::ELEMENT_TYPE_BFLOAT16;
+  return halves ? open(*halves_, wire::Bfloat16()) : open(*buffers_, Scalar());
 }
 
 template <typename Scalar>
@@ -499,18 +508,22 @@ absl::Status ModelWorker<Scalar>::Impl::HandleChunk(uint64_t transfer_id, uint64
   if (transfer == session.transfers.end()) {
     return absl::DataLossError(absl::StrCat("transfer ", transfer_id, ": chunk without a VectorHeader before it"));
   }
-  wire::VectorAssembler<Scalar>& assembler = transfer->second;
-  const absl::StatusOr<char*> place = assembler.Claim(transfer_id, offset, size);
+  const absl::StatusOr<char*> place = std::visit([&](auto& a) { return a.Claim(transfer_id, offset, size); }, transfer->second);
   if (!place.ok()) return absl::DataLossError(place.status().message());
   copy(*place);
   HFOPT_FAILPOINT("worker.receive_chunk");
-  if (assembler.complete()) {
-    const std::string name = assembler.name();
-    SharedVector<Scalar> vector = std::move(assembler).Take();
-    session.transfers.erase(transfer);
-    const std::lock_guard<std::mutex> lock(mu_);
-    resident_[name] = std::move(vector);
+  if (!std::visit([](const auto& a) { return a.complete(); }, transfer->second)) return absl::OkStatus();
+  const std::string name = std::visit([](const auto& a) { return a.name(); }, transfer->second);
+  SharedVector<Scalar> vector;
+  if (auto* const whole = std::get_if<wire::VectorAssembler<Scalar>>(&transfer->second)) {
+    vector = std::move(*whole).Take();
+  } else {
+    vector = buffers_->GetVector<Scalar>();
+    vector.map() = std::get<wire::VectorAssembler<wire::Bfloat16>>(std::move(transfer->second)).Take().map().template cast<Scalar>();
   }
+  session.transfers.erase(transfer);
+  const std::lock_guard<std::mutex> lock(mu_);
+  resident_[name] = std::move(vector);
   return absl::OkStatus();
 }
 
@@ -636,13 +649,21 @@ bool ModelWorker<Scalar>::Impl::SendAnswer(Session& session, const Evaluated<Sca
         continue;
       }
     }
+    absl::Span<const char> bytes(vector.bytes(), vector.num_bytes());
+    std::shared_ptr<const void> holder = vector.holder();
+    if (answer.bfloat16) {
+      SharedVector<wire::Bfloat16> halves = halves_->GetVector<wire::Bfloat16>();
+      halves.map() = vector.map().template cast<wire::Bfloat16>();
+      message.mutable_vector_header()->set_element_type(v1::ELEMENT_TYPE_BFLOAT16);
+      bytes = {halves.bytes(), halves.num_bytes()};
+      holder = halves.holder();
+    }
     if (!session.stream->Write(wire::Frame(message))) return false;
-    const absl::Span<const char> bytes(vector.bytes(), vector.num_bytes());
     for (size_t offset = 0; offset < bytes.size();) {
       const absl::Span<const char> chunk = bytes.subspan(offset, session.chunk_size->bytes());
       HFOPT_FAILPOINT("worker.send_chunk");
       const Clock::time_point begin = Clock::now();
-      if (!session.stream->Write(wire::FrameChunk(transfer, offset, chunk, vector.holder()))) return false;
+      if (!session.stream->Write(wire::FrameChunk(transfer, offset, chunk, holder))) return false;
       session.chunk_size->Sent(chunk.size(), Clock::now() - begin);
       offset += chunk.size();
     }

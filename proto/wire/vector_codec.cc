@@ -26,12 +26,19 @@ v1::ElementType ElementTypeOf<double>() {
   return v1::ELEMENT_TYPE_FLOAT64;
 }
 
+template <>
+v1::ElementType ElementTypeOf<Bfloat16>() {
+  return v1::ELEMENT_TYPE_BFLOAT16;
+}
+
 std::string ElementTypeName(v1::ElementType type) {
   switch (type) {
     case v1::ELEMENT_TYPE_FLOAT32:
       return "float32";
     case v1::ELEMENT_TYPE_FLOAT64:
       return "float64";
+    case v1::ELEMENT_TYPE_BFLOAT16:
+      return "bfloat16";
     default:
       return absl::StrCat("element type ", static_cast<int>(type));
   }
@@ -155,7 +162,9 @@ template size_t FillChunk<float>(const Vector<float>&, uint64_t, uint64_t, v1::V
 template size_t FillChunk<double>(const Vector<double>&, uint64_t, uint64_t, v1::VectorChunk*, size_t);
 template absl::Status CheckHeader<float>(const v1::VectorHeader&, int64_t);
 template absl::Status CheckHeader<double>(const v1::VectorHeader&, int64_t);
+template absl::Status CheckHeader<Bfloat16>(const v1::VectorHeader&, int64_t);
 template class VectorAssembler<float>;
 template class VectorAssembler<double>;
+template class VectorAssembler<Bfloat16>;
 
 }  // namespace hfopt::wire

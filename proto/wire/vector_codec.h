@@ -14,11 +14,17 @@
 #include "proto/wire/shared_vector.h"
 
 // Eigen vectors to and from the messages of hfopt/v1/vector.proto. Everything here is instantiated for float and
-// double, does not block, and is thread-compatible: distinct objects may be used from distinct threads.
+// double, and what receives vectors for Bfloat16 too; does not block, and is thread-compatible: distinct objects may be used from distinct threads.
 namespace hfopt::wire {
 
 template <typename Scalar>
 using Vector = Eigen::Matrix<Scalar, Eigen::Dynamic, 1>;
+
+// The upper half of a float; conversions round to nearest, ties to even.
+using Bfloat16 = Eigen::bfloat16;
+
+// Rounds float32 in place to what ELEMENT_TYPE_BFLOAT16 can carry.
+inline void RoundToBfloat16(Eigen::Ref<Vector<float>> vector) { vector = vector.cast<Bfloat16>().cast<float>(); }
 
 // Largest data of a chunk we send: of the sizes measured, the one that costs the least CPU for each byte. With its few
 // bytes of framing it stays far below gRPC's default limit of 4 MiB for a message.
@@ -26,7 +32,7 @@ inline constexpr size_t kMaxChunkBytes = 1 << 20;
 // Of uploads and downloads of parameters: one arrives within the server's --transfer-idle also on a link of 2 kB/s.
 inline constexpr size_t kSlowLinkChunkBytes = 1 << 17;
 
-// ELEMENT_TYPE_FLOAT32 or ELEMENT_TYPE_FLOAT64.
+// ELEMENT_TYPE_FLOAT32, ELEMENT_TYPE_FLOAT64 or ELEMENT_TYPE_BFLOAT16.
 template <typename Scalar>
 v1::ElementType ElementTypeOf();
 

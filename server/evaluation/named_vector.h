@@ -2,6 +2,7 @@
 #define HFOPT_SERVER_EVALUATION_NAMED_VECTOR_H_
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <variant>
@@ -9,6 +10,7 @@
 #include "absl/types/span.h"
 #include "hfopt/v1/vector.pb.h"
 #include "proto/wire/shared_vector.h"
+#include "proto/wire/vector_codec.h"
 
 namespace hfopt::server {
 
@@ -29,6 +31,14 @@ inline v1::ElementType ElementTypeOf(const AnyVector& vector) {
 struct NamedVector {
   std::string name;
   AnyVector vector;
+  // The same numbers in half the bytes, for those to whom they go in chunks; where they have been rounded to it.
+  std::optional<wire::SharedVector<wire::Bfloat16>> halves = std::nullopt;
+
+  // What goes in chunks.
+  v1::ElementType chunk_type() const { return halves.has_value() ? v1::ELEMENT_TYPE_BFLOAT16 : ElementTypeOf(vector); }
+  absl::Span<const char> chunk_bytes() const {
+    return halves.has_value() ? absl::MakeConstSpan(halves->bytes(), halves->num_bytes()) : Bytes(vector);
+  }
 };
 using NamedVectorPtr = std::shared_ptr<const NamedVector>;
 

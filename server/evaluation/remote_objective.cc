@@ -21,8 +21,10 @@ class RemoteObjective<Scalar>::RemoteProduct : public CurvatureProduct<Scalar> {
       : objective_(objective), theta_(std::move(theta)), sample_(std::move(sample)) {}
 
   absl::Status Apply(const Vector<Scalar>& v, Vector<Scalar>& product) override {
-    const NamedVectorPtr direction = objective_.Name(v, {theta_});
+    const bool rounded = objective_.bfloat16_products_ && !objective_.checking_;
+    const NamedVectorPtr direction = rounded ? objective_.NameRounded(v) : objective_.Name(v, {theta_});
     v1::EvaluationRequest request;
+    request.mutable_product()->set_bfloat16(rounded);
     request.mutable_product()->mutable_point()->set_base(theta_->name);
     request.mutable_product()->set_direction(direction->name);
     VectorReducer<Scalar> reducer(product);
@@ -68,6 +70,16 @@ NamedVectorPtr RemoteObjective<Scalar>::Name(const Vector<Scalar>& vector,
   wire::SharedVector<Scalar> copy = pool_.NewVector<Scalar>(vector.size());
   copy.map() = vector;
   return std::make_shared<const NamedVector>(NamedVector{std::move(name), std::move(copy)});
+}
+
+template <typename Scalar>
+NamedVectorPtr RemoteObjective<Scalar>::NameRounded(const Vector<Scalar>& vector) const {
+  wire::SharedVector<wire::Bfloat16> halves = wire::NewSharedVector<wire::Bfloat16>(vector.size());
+  halves.map() = vector.template cast<wire::Bfloat16>();
+  wire::SharedVector<Scalar> rounded = pool_.NewVector<Scalar>(vector.size());
+  rounded.map() = halves.map().template cast<Scalar>();
+  std::string name = wire::ContentName<Scalar>(rounded.map());
+  return std::make_shared<const NamedVector>(NamedVector{std::move(name), std::move(rounded), std::move(halves)});
 }
 
 template <typename Scalar>

@@ -25,13 +25,16 @@ class RemoteObjective : public Objective<Scalar> {
  public:
   // `pool` outlives this and has its shards set to layout.shards. `run_name` is for messages. In every `repeat_every`-th gradient or
   // product one shard is asked for twice, and answers of one worker that differ are an error; so are answers to the first gradient of a worker
-  // that contradict its losses and products (core/derivative_check.h, SpotCheckDerivatives). 0: neither.
-  RemoteObjective(std::string run_name, WorkerPool& pool, int64_t num_parameters, DataLayout layout, uint32_t repeat_every = 0)
+  // that contradict its losses and products (core/derivative_check.h, SpotCheckDerivatives). 0: neither. With `bfloat16_products`, which takes a pool
+  // that asks for it, directions and products are rounded to bfloat16.
+  RemoteObjective(std::string run_name, WorkerPool& pool, int64_t num_parameters, DataLayout layout, uint32_t repeat_every = 0,
+                  bool bfloat16_products = false)
       : run_name_(std::move(run_name)),
         pool_(pool),
         num_parameters_(num_parameters),
         layout_(layout),
-        repeat_every_(repeat_every) {}
+        repeat_every_(repeat_every),
+        bfloat16_products_(bfloat16_products) {}
   ~RemoteObjective() override;
 
   int64_t num_parameters() const override { return num_parameters_; }
@@ -64,6 +67,8 @@ class RemoteObjective : public Objective<Scalar> {
                               const std::vector<NamedVectorPtr>& vectors) const;
   // `vector` under its name: one of `known` that has it already, else a copy.
   NamedVectorPtr Name(const Vector<Scalar>& vector, const std::vector<NamedVectorPtr>& known) const;
+  // `vector` rounded to bfloat16, likewise.
+  NamedVectorPtr NameRounded(const Vector<Scalar>& vector) const;
   // Makes `theta` the resident point; releases what belonged to the one before.
   NamedVectorPtr SetTheta(const Vector<Scalar>& theta);
   void Release(const std::vector<NamedVectorPtr>& vectors);
@@ -76,6 +81,7 @@ class RemoteObjective : public Objective<Scalar> {
   const int64_t num_parameters_;
   const DataLayout layout_;
   const uint32_t repeat_every_;
+  const bool bfloat16_products_;
   uint64_t evaluations_ = 0;  // gradients and products
   using WorkerName = std::pair<std::string, uint64_t>;  // and its incarnation
   std::map<int, WorkerName> gradient_of_;  // by shard: who has answered last

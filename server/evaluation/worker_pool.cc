@@ -157,6 +157,10 @@ absl::Status WorkerPool::CheckHello(const v1::Hello& hello) const {
   if (!Contains(hello.element_types(), options_.element_type)) {
     return refuse("cannot compute in ", wire::ElementTypeName(options_.element_type), ", the element type of this run");
   }
+  if (options_.bfloat16_products && !hello.bfloat16()) {
+    return refuse("does not know bfloat16, in which this run has its products; use a worker that has it (Hello.bfloat16), or create the run without "
+                  "bfloat16_products");
+  }
   if (const absl::Status fits = options_.check_memory(static_cast<int64_t>(hello.num_parameters())); !fits.ok()) {
     return absl::Status(fits.code(),
                         absl::StrCat(options_.run_name, ": worker ", hello.worker_id(), ": ", fits.message()));

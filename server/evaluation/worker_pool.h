@@ -77,6 +77,7 @@ class WorkerPool {
     v1::ElementType element_type = v1::ELEMENT_TYPE_FLOAT32;
     ModelDescription model;  // what the run's record knows of it
     absl::Duration lease = absl::Seconds(10);
+    bool bfloat16_products = false;  // workers have to take and give them
     bool hedging = true;  // idle workers are asked for what others are late with
     // RESOURCE_EXHAUSTED when a run with so many parameters does not fit into the server.
     std::function<absl::Status(int64_t num_parameters)> check_memory = [](int64_t) { return absl::OkStatus(); };
@@ -86,6 +87,7 @@ class WorkerPool {
   };
   explicit WorkerPool(Options options);
   v1::ElementType element_type() const { return options_.element_type; }
+  bool bfloat16_products() const { return options_.bfloat16_products; }
   WorkerPool(const WorkerPool&) = delete;
   WorkerPool& operator=(const WorkerPool&) = delete;
 

@@ -141,6 +141,11 @@ absl::Status WorkerSession::HandleHeader(const v1::VectorHeader& header) {
     HFOPT_ASSIGN_OR_RETURN(memory, to_server_->Take(header.slot()));
     HFOPT_FAILPOINT_OR_RETURN("session.receive_slot");
   }
+  const auto assemble = [&]<typename Scalar>(wire::BufferPool& buffers, int64_t size) -> absl::Status {
+    HFOPT_ASSIGN_OR_RETURN(auto assembler, wire::VectorAssembler<Scalar>::Create(header, size, [&](int64_t) { return buffers.GetVector<Scalar>(); }));
+    assemblers_.emplace(header.transfer(), std::move(assembler));
+    return absl::OkStatus();
+  };
   const auto open = [&]<typename Scalar>(Scalar) -> absl::Status {
     if (memory != nullptr) {
       HFOPT_RETURN_IF_ERROR(wire::CheckHeader<Scalar>(header, buffers_->size<Scalar>()));
@@ -148,13 +153,13 @@ absl::Status WorkerSession::HandleHeader(const v1::VectorHeader& header) {
       bytes_received_ += header.size() * sizeof(Scalar);
       return absl::OkStatus();
     }
-    HFOPT_ASSIGN_OR_RETURN(auto assembler,
-                           wire::VectorAssembler<Scalar>::Create(header, buffers_->size<Scalar>(), [&](int64_t) {
-                             return buffers_->GetVector<Scalar>();
-                           }));
-    assemblers_.emplace(header.transfer(), std::move(assembler));
-    return absl::OkStatus();
+    return assemble.template operator()<Scalar>(*buffers_, buffers_->size<Scalar>());
   };
+  if (header.element_type() == v1::ELEMENT_TYPE_BFLOAT16 && pool_->bfloat16_products() && memory == nullptr) {
+    constexpr size_t kMostIdle = 1;
+    if (!halves_.has_value()) halves_.emplace(buffers_->size<float>() * sizeof(wire::Bfloat16), kMostIdle);
+    return assemble.template operator()<wire::Bfloat16>(*halves_, buffers_->size<float>());
+  }
   return pool_->element_type() == v1::ELEMENT_TYPE_FLOAT64 ? open(double{}) : open(float{});
 }
 
@@ -172,11 +177,21 @@ absl::Status WorkerSession::HandleChunk(uint64_t transfer, uint64_t offset, uint
   return absl::OkStatus();
 }
 
+AnyVector WorkerSession::Take(Assembler assembler) {
+  if (auto* const halves = std::get_if<wire::VectorAssembler<wire::Bfloat16>>(&assembler)) {
+    wire::SharedVector<float> vector = buffers_->GetVector<float>();
+    vector.map() = std::move(*halves).Take().map().cast<float>();
+    return vector;
+  }
+  if (auto* const floats = std::get_if<wire::VectorAssembler<float>>(&assembler)) return std::move(*floats).Take();
+  return std::get<wire::VectorAssembler<double>>(std::move(assembler)).Take();
+}
+
 absl::Status WorkerSession::HandleAnswer(v1::Answer answer) {
   std::map<uint64_t, AnyVector> vectors = std::exchange(handed_over_, {});
   for (auto& [transfer, assembler] : assemblers_) {
     HFOPT_RETURN_IF_ERROR(std::visit([](auto& a) { return a.CheckComplete(); }, assembler));
-    vectors.emplace(transfer, std::visit([](auto& a) -> AnyVector { return std::move(a).Take(); }, assembler));
+    vectors.emplace(transfer, Take(std::move(assembler)));
   }
   assemblers_.clear();
   HFOPT_FAILPOINT_OR_RETURN("session.answer");
@@ -247,17 +262,18 @@ void WorkerSession::Pump() {
           out.header_sent = true;
           v1::SessionResponse message;
           *message.mutable_vector_header() =
-              wire::MakeHeader(out.transfer, out.vector->name, Size(vector), ElementTypeOf(vector));
+              wire::MakeHeader(out.transfer, out.vector->name, Size(vector), out.vector->chunk_type());
           const std::optional<uint32_t> slot = attached_ ? to_worker_->SlotOf(Bytes(vector).data()) : std::nullopt;
           if (slot.has_value()) {
             HFOPT_FAILPOINT("session.send_slot");
             message.mutable_vector_header()->set_slot(*slot);
+            message.mutable_vector_header()->set_element_type(ElementTypeOf(vector));
             bytes_sent_ += Bytes(vector).size();
             outgoing_.pop_front();
           }
           written_ = wire::Frame(message);
         } else {
-          const absl::Span<const char> bytes = Bytes(vector);
+          const absl::Span<const char> bytes = out.vector->chunk_bytes();
           const absl::Span<const char> chunk = bytes.subspan(out.offset, wire::kMaxChunkBytes);
           HFOPT_FAILPOINT("session.send_chunk");
           written_ = wire::FrameChunk(out.transfer, out.offset, chunk, out.vector);

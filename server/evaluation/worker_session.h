@@ -51,6 +51,8 @@ class WorkerSession final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grp
   uint64_t bytes_received() const override { return bytes_received_; }
 
  private:
+  using Assembler = std::variant<wire::VectorAssembler<float>, wire::VectorAssembler<double>, wire::VectorAssembler<wire::Bfloat16>>;
+
   WorkerSession(FindPool find_pool, TransferWatchdog& watchdog, grpc::CallbackServerContext& context);
 
   // Reactions of gRPC: one of each kind at a time.
@@ -64,6 +66,8 @@ class WorkerSession final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grp
   absl::Status Handle(v1::SessionRequest& message);
   absl::Status HandleHello(const v1::Hello& hello);
   absl::Status HandleHeader(const v1::VectorHeader& header);
+  // What a complete transfer has brought, in the element type of the run.
+  AnyVector Take(Assembler assembler);
   // `copy` writes the chunk's bytes to where it is told.
   absl::Status HandleChunk(uint64_t transfer, uint64_t offset, uint64_t size, absl::FunctionRef<void(char* to)> copy);
   absl::Status HandleAnswer(v1::Answer answer);
@@ -81,9 +85,9 @@ class WorkerSession final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grp
   grpc::ByteBuffer incoming_;
   std::shared_ptr<WorkerPool> pool_;  // set by Hello
   std::shared_ptr<wire::BufferPool> buffers_;  // of the run; null when it had ended before any worker came
-  using Assembler = std::variant<wire::VectorAssembler<float>, wire::VectorAssembler<double>>;
   // By transfer: those that come in chunks, and those that lie in shared memory, which are complete.
   std::map<uint64_t, Assembler> assemblers_;
+  std::optional<wire::BufferPool> halves_;  // for vectors of ELEMENT_TYPE_BFLOAT16, once there was one
   std::map<uint64_t, AnyVector> handed_over_;
 
   std::atomic<int64_t> last_heard_;

@@ -6,7 +6,7 @@
 
 namespace hfopt::server {
 
-int64_t VectorsHeld(const OptimizerOptions& options, int shards) {
+int64_t VectorsHeld(const OptimizerOptions& options, int shards, bool bfloat16_products) {
   const auto& cg = options.conjugate_gradient;
   const bool lbfgs = options.preconditioner.lbfgs != LbfgsMode::kNone;
   const bool flexible = options.preconditioner.lbfgs == LbfgsMode::kFlexible;
@@ -18,7 +18,7 @@ int64_t VectorsHeld(const OptimizerOptions& options, int shards) {
   }
   return 4 + 8 + 2 * (flexible ? cg.orthogonalization_depth : 1) + kept +
          (lbfgs ? 5 * options.preconditioner.memory : 0) + 4 +
-         (shards + 1) * (options.preconditioner.squared_gradients ? 2 : 1);
+         (shards + 1) * (options.preconditioner.squared_gradients ? 2 : 1) + (bfloat16_products ? (shards + 1) / 2 + 1 : 0);
 }
 
 int64_t BytesNeeded(const OptimizerOptions& options, int shards, int64_t num_parameters, int element_size) {
@@ -26,8 +26,8 @@ int64_t BytesNeeded(const OptimizerOptions& options, int shards, int64_t num_par
 }
 
 absl::Status CheckMemory(const OptimizerOptions& options, int shards, int64_t num_parameters, int element_size,
-                         int64_t limit_bytes) {
-  const int64_t vectors = VectorsHeld(options, shards);
+                         int64_t limit_bytes, bool bfloat16_products) {
+  const int64_t vectors = VectorsHeld(options, shards, bfloat16_products);
   const double needed = static_cast<double>(vectors) * num_parameters * element_size;
   if (needed <= static_cast<double>(limit_bytes)) return absl::OkStatus();
   return absl::ResourceExhaustedError(absl::StrCat(

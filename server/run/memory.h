@@ -17,15 +17,16 @@ namespace hfopt::server {
 //   named copies: theta and three candidate directions                           4
 //   answers of S shards waiting for their turn, and one that was asked for
 //   twice; twice as many with the second moment                                  S + 1 or 2 S + 2
+//   with products in bfloat16: halves of the direction and of S answers            S / 2 + 1
 // Pages of shared memory that were written stay with their session: where shards wander between workers of this machine, each of them may
 // have as many slots as it ever had answers waiting.
-int64_t VectorsHeld(const OptimizerOptions& options, int shards);
+int64_t VectorsHeld(const OptimizerOptions& options, int shards, bool bfloat16_products = false);
 
 int64_t BytesNeeded(const OptimizerOptions& options, int shards, int64_t num_parameters, int element_size);
 
 // RESOURCE_EXHAUSTED with bytes needed and allowed, and what would make the run smaller.
 absl::Status CheckMemory(const OptimizerOptions& options, int shards, int64_t num_parameters, int element_size,
-                         int64_t limit_bytes);
+                         int64_t limit_bytes, bool bfloat16_products = false);
 
 }  // namespace hfopt::server
 

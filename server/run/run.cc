@@ -53,7 +53,7 @@ v1::PhaseSeconds Phases(double total, const PoolAccounting& before, const PoolAc
 absl::Status CheckFits(const v1::RunOptions& run, const OptimizerOptions& optimizer, int64_t num_parameters,
                        int64_t limit_bytes) {
   return CheckMemory(optimizer, std::max(1, static_cast<int>(run.shards())), num_parameters,
-                     run.element_type() == v1::ELEMENT_TYPE_FLOAT64 ? 8 : 4, limit_bytes);
+                     run.element_type() == v1::ELEMENT_TYPE_FLOAT64 ? 8 : 4, limit_bytes, run.bfloat16_products());
 }
 
 // What the record of a run knows of its model: all of it once workers were there, before that its size at most.
@@ -76,6 +76,7 @@ WorkerPool::Options PoolOptions(const v1::Run& record, const OptimizerOptions& o
           .element_type = record.options().element_type(),
           .model = KnownModel(record),
           .lease = lease > 0 ? absl::Seconds(lease) : environment.default_lease,
+          .bfloat16_products = record.options().bfloat16_products(),
           .hedging = !record.options().disable_hedging(),
           .check_memory =
               [run = record.options(), optimizer, limit = environment.memory_limit_bytes](int64_t num_parameters) {
@@ -473,7 +474,7 @@ absl::StatusOr<Termination> Run::Drive() {
   HFOPT_ASSIGN_OR_RETURN(const DataLayout layout, AwaitLayout());
   const int64_t num_parameters = Snapshot().num_parameters();
   RemoteObjective<Scalar> objective(absl::StrCat("runs/", id_), *pool_, num_parameters, layout,
-                                    Snapshot().options().repeat_every());
+                                    Snapshot().options().repeat_every(), Snapshot().options().bfloat16_products());
   HFOPT_ASSIGN_OR_RETURN(OptimizerState<Scalar> state, LoadOrInitialize<Scalar>(objective));
   std::optional<Journal> journal;
   std::optional<JournaledObjective<Scalar>> journaled;

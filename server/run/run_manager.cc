@@ -16,7 +16,7 @@ namespace {
 // The options with every field filled in.
 absl::StatusOr<v1::RunOptions> CompleteOptions(v1::RunOptions options, const RunEnvironment& environment) {
   if (options.element_type() == v1::ELEMENT_TYPE_UNSPECIFIED) options.set_element_type(v1::ELEMENT_TYPE_FLOAT32);
-  if (!v1::ElementType_IsValid(options.element_type())) {
+  if (options.element_type() != v1::ELEMENT_TYPE_FLOAT32 && options.element_type() != v1::ELEMENT_TYPE_FLOAT64) {
     return absl::InvalidArgumentError(
         absl::StrCat("options.element_type is ", static_cast<int>(options.element_type()), "; allowed: 1 (float32), 2 (float64)"));
   }
@@ -37,6 +37,9 @@ absl::StatusOr<v1::RunOptions> CompleteOptions(v1::RunOptions options, const Run
     return absl::InvalidArgumentError(
         absl::StrCat("options.journal_seconds is ", options.journal_seconds(), "; allowed: 0 (no journal) to 86400"));
   }
+  if (options.bfloat16_products() && options.element_type() != v1::ELEMENT_TYPE_FLOAT32) {
+    return absl::InvalidArgumentError("options.bfloat16_products is true, and options.element_type float64; allowed: with float32 alone");
+  }
   if (options.keep_checkpoints() == 0) options.set_keep_checkpoints(environment.default_keep_checkpoints);
   if (options.keep_checkpoints() > 1'000'000) {
     return absl::InvalidArgumentError(
@@ -50,7 +53,7 @@ absl::StatusOr<v1::RunOptions> CompleteOptions(v1::RunOptions options, const Run
     HFOPT_RETURN_IF_ERROR(CheckMemory(optimizer, std::max(1, static_cast<int>(options.shards())),
                                       static_cast<int64_t>(std::min<uint64_t>(options.num_parameters(), 1LL << 50)),
                                       options.element_type() == v1::ELEMENT_TYPE_FLOAT64 ? 8 : 4,
-                                      environment.memory_limit_bytes));
+                                      environment.memory_limit_bytes, options.bfloat16_products()));
   }
   return options;
 }

@@ -247,6 +247,7 @@ constexpr Offence kOffences[] = {
     {"RoundsShardsUp", Misconduct::kRoundsShardsUp, "windows/shard-boundaries"},
     {"SharesATransferNumber", Misconduct::kSharesATransferNumber, "gradient/second-moment"},
     {"SendsFloat32", Misconduct::kSendsFloat32, "gradient/loss"},
+    {"PromisesBfloat16", Misconduct::kPromisesBfloat16, "vectors/bfloat16"},
 };
 
 ThreadWorker::MakeService Plain(Misconduct misconduct,

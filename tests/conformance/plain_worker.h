@@ -56,6 +56,7 @@ enum class Misconduct {
   kRoundsShardsUp,
   kSharesATransferNumber,
   kSendsFloat32,
+  kPromisesBfloat16,
 };
 
 // A worker on the plain stub, one thread reads and computes, one writes and renews
@@ -79,6 +80,7 @@ class PlainWorker final : public Service {
     identity_.set_second_moment(true);
     identity_.set_sub_batches(true);
     identity_.set_initial_parameters(true);
+    identity_.set_bfloat16(Is(Misconduct::kPromisesBfloat16));
   }
 
   absl::Status Run() override;

@@ -76,7 +76,9 @@ void WriteSessions() {
     message.mutable_answer()->set_request_id(id);
     return message;
   };
-  std::string session = Piece(hello);
+  const std::string usual_hello = Piece(hello);
+  h.set_bfloat16(true);
+  std::string session = usual_hello;
   v1::SessionRequest losses = answer(1), gradient = answer(2), product = answer(3), parameters = answer(4), other;
   losses.mutable_answer()->mutable_losses()->add_loss_sums(1);
   losses.mutable_answer()->mutable_losses()->set_weight(5);
@@ -91,6 +93,16 @@ void WriteSessions() {
   session += Piece(other);
   other.mutable_drain();
   Write("session", "all", session + Piece(other));
+
+  // The fuzzer's pool wants bfloat16 where the size is 7 modulo 8.
+  v1::SessionRequest halves_header, halves_chunk;
+  *halves_header.mutable_vector_header() = wire::MakeHeader(3, "", 5, v1::ELEMENT_TYPE_BFLOAT16);
+  halves_chunk.mutable_vector_chunk()->set_transfer(3);
+  halves_chunk.mutable_vector_chunk()->set_data(std::string(10, '\x3f'));
+  std::string halves = Piece(hello) + Piece(losses) + vector(1) + vector(2) + Piece(gradient) + Piece(halves_header) + Piece(halves_chunk) + Piece(product);
+  size_t padding = 0;
+  while ((halves + Piece(std::string(padding, '\0'))).size() % 8 != 7) ++padding;
+  Write("session", "bfloat16", halves + Piece(std::string(padding, '\0')));
   v1::SessionRequest failure = answer(1);
   failure.mutable_answer()->mutable_failure()->set_message("out of memory");
   other.mutable_shared_memory_attached();

@@ -68,7 +68,8 @@ std::vector<server::Unit> Units(server::WorkerPool& pool) {
 int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace hfopt;
   static auto& fixture = *new Fixture;
-  fixture.pool = std::make_shared<server::WorkerPool>(server::WorkerPool::Options{.run_name = "runs/r", .lease = absl::Seconds(60), .now = [] { return absl::FromUnixNanos(1); }});
+  fixture.pool = std::make_shared<server::WorkerPool>(server::WorkerPool::Options{
+      .run_name = "runs/r", .lease = absl::Seconds(60), .bfloat16_products = size % 8 == 7, .now = [] { return absl::FromUnixNanos(1); }});
   fixture.pool->SetShards(kShards);
   std::thread run([pool = fixture.pool] {
     if (!pool->AwaitWorkers().ok()) return;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "client/models/model_factory.h"
+#include "core/status_macros.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "proto/wire/vector_codec.h"
@@ -128,6 +129,103 @@ INSTANTIATE_TEST_SUITE_P(Workers, RemoteEqualsLocal,
                                            Case{"AllInChunks", 2, WithEveryExtra(), 2},
                                            Case{"Published", 2, Published()}),
                          [](const auto& info) { return info.param.name; });
+
+// What a run with products in bfloat16 computes: directions and the products of shards are rounded, and nothing else is.
+class RoundedModel : public client::Model<float> {
+ public:
+  RoundedModel() : model_(DigitsModel<float>()) {}
+  std::string signature() const override { return model_->signature(); }
+  int64_t num_parameters() const override { return model_->num_parameters(); }
+  int64_t num_examples(client::DataSet data) const override { return model_->num_examples(data); }
+  bool has_initial_parameters() const override { return true; }
+  absl::StatusOr<Vector<float>> InitialParameters(uint64_t seed) override { return model_->InitialParameters(seed); }
+  absl::StatusOr<client::LossSum> Loss(const client::ConstVectorRef<float>& theta, const client::Examples& examples) override {
+    return model_->Loss(theta, examples);
+  }
+  absl::StatusOr<client::LossSum> Gradient(const client::ConstVectorRef<float>& theta, const client::Examples& examples,
+                                           client::VectorRef<float> gradient) override {
+    return model_->Gradient(theta, examples, gradient);
+  }
+  absl::StatusOr<std::unique_ptr<client::Linearization<float>>> Linearize(const client::ConstVectorRef<float>& theta,
+                                                                          const client::Examples& examples) override {
+    HFOPT_ASSIGN_OR_RETURN(auto exact, model_->Linearize(theta, examples));
+    return std::make_unique<Rounded>(std::move(exact));
+  }
+
+ private:
+  class Rounded : public client::Linearization<float> {
+   public:
+    explicit Rounded(std::unique_ptr<client::Linearization<float>> exact) : exact_(std::move(exact)) {}
+    double weight() const override { return exact_->weight(); }
+    absl::Status GaussNewtonProduct(const client::ConstVectorRef<float>& v, client::VectorRef<float> product) override {
+      Vector<float> direction = v;
+      wire::RoundToBfloat16(direction);
+      HFOPT_RETURN_IF_ERROR(exact_->GaussNewtonProduct(direction, product));
+      wire::RoundToBfloat16(product);
+      return absl::OkStatus();
+    }
+
+   private:
+    const std::unique_ptr<client::Linearization<float>> exact_;
+  };
+  const std::unique_ptr<client::Model<float>> model_;
+};
+
+// Bytes of vectors that went to and from the workers of a run of SmallAccelerated, whose products are all that differs, and its parameters.
+struct Traffic {
+  uint64_t sent = 0, received = 0;
+  v1::Cost cost;
+  Vector<float> theta;
+};
+Traffic TrafficOf(bool bfloat16_products, bool shared_memory) {
+  TestServer server;
+  client::RunClient client = server.Client();
+  v1::RunOptions options;
+  options.set_shards(2);
+  options.set_seed(7);
+  options.set_bfloat16_products(bfloat16_products);
+  options.set_repeat_every(0);
+  *options.mutable_optimizer() = SmallAccelerated();
+  EXPECT_TRUE(client.Create("digits", options).ok());
+  EXPECT_TRUE(client.Start("digits").ok());
+  WorkerThread<float> worker(DigitsModel<float>(), server.address(), "digits", "w", {}, shared_memory);
+  const auto ended = client.Watch("digits", 0, [](const v1::WatchRunResponse&) { return true; });
+  EXPECT_TRUE(ended.ok()) << ended.status();
+  const v1::Run run = client.Get("digits").value();
+  EXPECT_EQ(run.termination().reason(), v1::Termination::REASON_ITERATION_BUDGET) << run.state_detail();
+  return {run.workers(0).bytes_sent(), run.workers(0).bytes_received(), run.last_iteration().cost(), client.DownloadLast<float>("digits").value().theta};
+}
+
+TEST(Bfloat16Products, AreRoundedAndNothingElseIsWhicheverWayTheyGo) {
+  RoundedModel model;
+  LocalObjective<float> objective(model, 2);
+  const OptimizerState<float> local = RunLocally<float>(objective, *model.InitialParameters(7), SmallAccelerated());
+  const Traffic chunks = TrafficOf(true, false);
+  EXPECT_EQ(chunks.theta, local.theta);
+  EXPECT_EQ(TrafficOf(true, true).theta, local.theta);
+
+  // The initial parameters, and for each shard a gradient of four bytes a number and products of two, where they were four.
+  const uint64_t n = model.num_parameters(), shards = 2;
+  const auto received = [&](const v1::Cost& cost, uint64_t bytes) { return 4 * n + shards * (4 * n * cost.gradients() + bytes * n * cost.products()); };
+  EXPECT_GT(chunks.cost.products(), 10);
+  EXPECT_EQ(chunks.received, received(chunks.cost, 2));
+  const Traffic whole = TrafficOf(false, false);
+  EXPECT_EQ(whole.received, received(whole.cost, 4));
+  EXPECT_LT(chunks.sent, whole.sent);
+  EXPECT_NE(whole.theta, chunks.theta);
+}
+
+TEST(Bfloat16Products, AreOfRunsOfFloat32) {
+  TestServer server;
+  v1::RunOptions options;
+  options.set_element_type(v1::ELEMENT_TYPE_FLOAT64);
+  options.set_bfloat16_products(true);
+  const auto refused = server.Client().Create("digits", options);
+  EXPECT_TRUE(absl::IsInvalidArgument(refused.status()));
+  EXPECT_THAT(std::string(refused.status().message()), ::testing::HasSubstr("bfloat16_products"));
+  options.set_element_type(v1::ELEMENT_TYPE_BFLOAT16);
+  EXPECT_THAT(std::string(server.Client().Create("digits", options).status().message()), ::testing::HasSubstr("element_type is 3"));
+}
 
 // Passes everything on and remembers the vectors that it was asked with.
 class DistinctVectors : public Objective<float> {

@@ -1,6 +1,7 @@
 #include "proto/wire/vector_codec.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <random>
 #include <string>
@@ -43,6 +44,32 @@ std::vector<v1::VectorChunk> ChunksOf(const Vector<Scalar>& vector) {
     chunks.push_back(chunk);
   }
   return chunks;
+}
+
+TEST(Bfloat16, RoundsToTheNearestAndTiesToEven) {
+  // 1 + k / 128 are the neighbours of 1; what lies half-way goes to the even one.
+  Vector<float> x{{1 + 1.f / 256, 1 + 3.f / 256, 1 + 1.01f / 256, -1 - 1.f / 256, 3.14159265f, 1e-40f, 3.4028235e38f,
+                   std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}};
+  RoundToBfloat16(x);
+  const float rounded[] = {1, 1 + 2.f / 128, 1 + 1.f / 128, -1, 3.140625f};
+  for (int i = 0; i < 5; ++i) EXPECT_EQ(x[i], rounded[i]) << i;
+  EXPECT_EQ(x[5], 0x1p-133f);  // denormals are numbers too; this is the smallest
+  EXPECT_EQ(x[6], std::numeric_limits<float>::infinity());
+  EXPECT_EQ(x[7], std::numeric_limits<float>::infinity());
+  EXPECT_TRUE(std::isnan(x[8]));
+}
+
+TEST(Bfloat16, CarriesRoundedNumbersInHalfTheBytes) {
+  Vector<float> sent = Vector<float>::Random(1001);
+  RoundToBfloat16(sent);
+  const Vector<Bfloat16> halves = sent.cast<Bfloat16>();
+  auto assembler = VectorAssembler<Bfloat16>::Create(MakeHeader(kTransfer, "", 1001, v1::ELEMENT_TYPE_BFLOAT16), 1001);
+  ASSERT_TRUE(assembler.ok()) << assembler.status();
+  EXPECT_EQ(assembler->total_bytes(), 2002);
+  v1::VectorChunk chunk = Chunk(0, 2002);
+  chunk.mutable_data()->assign(reinterpret_cast<const char*>(halves.data()), 2002);
+  ASSERT_TRUE(assembler->Add(chunk).ok());
+  EXPECT_EQ(std::move(*assembler).Take().map().cast<float>(), sent);
 }
 
 template <typename Scalar>

@@ -103,6 +103,11 @@ std::string Dialogue::Encode(const Vector& vector) const {
   return std::string(reinterpret_cast<const char*>(narrow.data()), narrow.size() * sizeof(float));
 }
 
+std::string Dialogue::EncodeBfloat16(const Vector& vector) {
+  const wire::Vector<wire::Bfloat16> halves = vector.cast<float>().cast<wire::Bfloat16>();
+  return std::string(reinterpret_cast<const char*>(halves.data()), halves.size() * sizeof(wire::Bfloat16));
+}
+
 std::string Dialogue::NewName() {
   std::string name(16, '\0');
   const uint64_t number = NextNumber();
@@ -126,9 +131,11 @@ v1::SessionResponse Dialogue::Chunk(uint64_t transfer, const std::string& bytes,
 }
 
 std::string Dialogue::Upload(const Vector& vector, const Cut& cut) {
-  const std::string name = NewName(), bytes = Encode(vector);
+  const std::string name = NewName(), bytes = cut.bfloat16 ? EncodeBfloat16(vector) : Encode(vector);
   const uint64_t transfer = NewTransfer();
-  Send(Header(transfer, name));
+  v1::SessionResponse header = Header(transfer, name);
+  if (cut.bfloat16) header.mutable_vector_header()->set_element_type(v1::ELEMENT_TYPE_BFLOAT16);
+  Send(header);
   const size_t chunks = (bytes.size() + cut.chunk_bytes - 1) / cut.chunk_bytes;
   for (size_t i = 0; i < chunks; ++i) {
     const size_t begin = (cut.backwards ? chunks - 1 - i : i) * cut.chunk_bytes;
@@ -336,13 +343,15 @@ absl::Status Dialogue::CheckHeader(const v1::VectorHeader& header) {
   if (header.size() != hello_.num_parameters()) {
     return Wrong("announced a vector of ", header.size(), " elements; its Hello says ", hello_.num_parameters());
   }
-  if (header.element_type() != welcome_.element_type()) {
+  const auto asks_for_bfloat16 = [](const auto& pending) { return pending.second.product().bfloat16(); };
+  const bool halves = header.element_type() == v1::ELEMENT_TYPE_BFLOAT16 && std::any_of(pending_.begin(), pending_.end(), asks_for_bfloat16);
+  if (header.element_type() != welcome_.element_type() && !halves) {
     return Wrong("announced a vector of ", wire::ElementTypeName(header.element_type()), "; Welcome says ",
                  wire::ElementTypeName(welcome_.element_type()));
   }
   if (!header.name().empty()) return Wrong("gave the vector of an answer a name; such vectors have a transfer only");
   if (header.has_slot()) return Wrong("handed over a slot of shared memory that was not offered");
-  Incoming incoming{Vector::Zero(num_parameters()), std::vector<bool>(num_parameters()), size_t(num_parameters())};
+  Incoming incoming{header.element_type(), Vector::Zero(num_parameters()), std::vector<bool>(num_parameters()), size_t(num_parameters())};
   if (!incoming_.emplace(header.transfer(), std::move(incoming)).second) {
     return Wrong("began transfer ", header.transfer(), " twice; numbers have to be unique among open transfers");
   }
@@ -353,7 +362,7 @@ absl::Status Dialogue::CheckChunk(const v1::VectorChunk& chunk) {
   const auto found = incoming_.find(chunk.transfer());
   if (found == incoming_.end()) return Wrong("sent a chunk of transfer ", chunk.transfer(), ", which is not open");
   Incoming& incoming = found->second;
-  const size_t width = element_bytes(), bytes = chunk.data().size();
+  const size_t width = incoming.type == v1::ELEMENT_TYPE_BFLOAT16 ? sizeof(wire::Bfloat16) : element_bytes(), bytes = chunk.data().size();
   if (bytes == 0) return Wrong("sent a chunk without data");
   if (bytes > (4u << 20) - 1024) return Wrong("sent a chunk of ", bytes, " bytes; about 1 MiB is right");
   if (chunk.offset() % width != 0 || bytes % width != 0) {
@@ -368,7 +377,11 @@ absl::Status Dialogue::CheckChunk(const v1::VectorChunk& chunk) {
     if (incoming.there[begin + i])
       return Wrong("sent element ", begin + i, " of transfer ", chunk.transfer(), " twice");
     incoming.there[begin + i] = true;
-    if (float64()) {
+    if (incoming.type == v1::ELEMENT_TYPE_BFLOAT16) {
+      wire::Bfloat16 number;
+      std::memcpy(&number, chunk.data().data() + i * width, width);
+      incoming.numbers[begin + i] = static_cast<float>(number);
+    } else if (float64()) {
       std::memcpy(&incoming.numbers[begin + i], chunk.data().data() + i * width, width);
     } else {
       float number;
@@ -389,6 +402,7 @@ absl::Status Dialogue::CheckAnswer(const v1::Answer& answer) {
                    " elements of transfer ", transfer, " are missing");
     }
     reply.vectors.emplace(transfer, std::move(incoming.numbers));
+    reply.types.emplace(transfer, incoming.type);
   }
   incoming_.clear();
   const size_t fingerprint = Fingerprint(answer, reply.vectors);

@@ -42,6 +42,7 @@ struct Point {
 struct Reply {
   v1::Answer answer;
   std::map<uint64_t, Vector> vectors;
+  std::map<uint64_t, v1::ElementType> types;  // as which they came
 };
 
 struct GradientReply {
@@ -61,6 +62,7 @@ struct ProductReply {
 struct Cut {
   size_t chunk_bytes = 1 << 20;
   bool backwards = false;
+  bool bfloat16 = false;  // the numbers are rounded to it
 };
 
 // One session with a worker, from its Hello on: keeps its vectors, asks, and holds every message of the worker against
@@ -89,6 +91,7 @@ class Dialogue {
   // The nearest numbers of the session's element type.
   Vector Rounded(const Vector& vector) const;
   std::string Encode(const Vector& vector) const;
+  static std::string EncodeBfloat16(const Vector& vector);
 
   // Sends the vector under a name that was never used before, and answers the name.
   std::string Upload(const Vector& vector, const Cut& cut = {});
@@ -142,6 +145,7 @@ class Dialogue {
 
  private:
   struct Incoming {
+    v1::ElementType type;
     Vector numbers;
     std::vector<bool> there;  // by element
     size_t missing = 0;

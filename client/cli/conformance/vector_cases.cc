@@ -1,9 +1,11 @@
 // How vectors travel to the worker: in any chunks, in any order, several at a time. And broken ones.
 
 #include <algorithm>
+#include <cmath>
 
 #include "client/cli/conformance/case.h"
 #include "client/models/status_macros.h"
+#include "proto/wire/vector_codec.h"
 
 namespace hfopt::conformance {
 namespace {
@@ -87,6 +89,47 @@ absl::StatusOr<Outcome> NumberUsedAgain(Lab& lab) {
   return Passed("a transfer's number, free again, for a second vector");
 }
 
+Vector RoundedToBfloat16(const Vector& vector) { return vector.cast<float>().cast<wire::Bfloat16>().cast<float>().cast<double>(); }
+
+// A direction that comes, and a product that goes, in half the bytes: the rounded numbers of the product of the same direction sent whole.
+absl::StatusOr<Outcome> Bfloat16(Lab& lab) {
+  HFOPT_ASSIGN_OR_RETURN(Vector theta, lab.Theta(1));
+  theta = theta.cast<float>().cast<double>();
+  const Vector v = RoundedToBfloat16(lab.Direction(1));
+  const Window window = lab.Training();
+
+  lab.server().Describe(v1::ELEMENT_TYPE_FLOAT32, lab.shards());
+  absl::StatusOr<std::unique_ptr<Dialogue>> session = lab.FreshHello();
+  lab.server().Describe(lab.element_type(), lab.shards());
+  HFOPT_RETURN_IF_ERROR(session.status());
+  Dialogue& dialogue = **session;
+  const auto& types = dialogue.hello().element_types();
+  const bool float32 = std::find(types.begin(), types.end(), v1::ELEMENT_TYPE_FLOAT32) != types.end();
+  if (!dialogue.hello().bfloat16() || !float32) {
+    const bool promised = dialogue.hello().bfloat16();
+    lab.worker().Kill();
+    if (promised) return Failed("Hello has bfloat16, which is for runs of float32, but not float32 among its element types");
+    return Skipped("the worker's Hello does not have bfloat16");
+  }
+  dialogue.Welcome(v1::ELEMENT_TYPE_FLOAT32, lab.shards(), absl::Hours(1));
+  HFOPT_ASSIGN_OR_RETURN(const ProductReply whole, dialogue.Product(theta, v, window));
+  v1::EvaluationRequest request = dialogue.ProductRequest(theta, v, window);
+  request.mutable_product()->set_direction(dialogue.Upload(v, {.bfloat16 = true}));
+  request.mutable_product()->set_bfloat16(true);
+  HFOPT_ASSIGN_OR_RETURN(const Reply reply, dialogue.Ask(request));
+  lab.worker().Kill();
+  if (reply.answer.has_failure()) return Failed("answers a product in bfloat16 with Failure: ", reply.answer.failure().message());
+  const uint64_t transfer = reply.answer.product().product_transfer();
+  if (reply.types.at(transfer) != v1::ELEMENT_TYPE_BFLOAT16) return Failed("asked for a product in bfloat16, sends ", wire::ElementTypeName(reply.types.at(transfer)));
+  const Vector& product = reply.vectors.at(transfer);
+  const Vector expected = RoundedToBfloat16(whole.product);
+  for (int64_t i = 0; i < product.size(); ++i) {
+    if (product[i] == expected[i] || (std::isnan(product[i]) && std::isnan(expected[i]))) continue;
+    return Failed("element ", i, " of the product is ", whole.product[i], ", which rounds to ", expected[i], " (to nearest, ties to even), not to ", product[i]);
+  }
+  return Passed(product.size(), " numbers, rounded as expected; they differ from the whole ones by ", (product - whole.product).norm() / whole.product.norm());
+}
+
 // Sends something that breaks the protocol; a request that uses the vector follows.
 using Offence = std::function<void(Dialogue& session, const std::string& name, const std::string& bytes)>;
 
@@ -164,7 +207,8 @@ std::vector<Case> VectorCases() {
       {"vectors/odd-chunks", "chunks of odd size", [](Lab& lab) { return InChunksOf(lab, 7, false); }},
       {"vectors/out-of-order", "chunks in any order", [](Lab& lab) { return InChunksOf(lab, 13, true); }},
       {"vectors/interleaved", "chunks of several transfers in turn", Interleaved},
-      {"vectors/number-used-again", "the number of a finished transfer is used again", NumberUsedAgain}};
+      {"vectors/number-used-again", "the number of a finished transfer is used again", NumberUsedAgain},
+      {"vectors/bfloat16", "direction and product in bfloat16, where Hello has it", Bfloat16, true}};
   const struct {
     const char* name;
     const char* meaning;

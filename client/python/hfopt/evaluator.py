@@ -31,6 +31,7 @@ class Evaluated:
     """An answer with the vectors that it names, by transfer."""
     answer: evaluation_pb2.Answer
     vectors: List[Tuple[int, Array]] = field(default_factory=list)
+    bfloat16: bool = False  # the vectors are to be rounded to it, and sent so
 
 
 @dataclass
@@ -158,6 +159,9 @@ class Evaluator:
         asked = evaluation.request.product
         kept = self._linearization(evaluation, dtype)
         product = self._vector(kept.product(evaluation.vectors[asked.direction]), "product", dtype)
+        if asked.bfloat16 and dtype != np.float32:
+            raise ValueError(f"asks for bfloat16 in a run of {dtype.name}")
+        result.bfloat16 = asked.bfloat16
         result.answer.product.product_transfer = self._attach(product, result)
         result.answer.product.weight = kept.weight
 

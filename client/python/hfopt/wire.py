@@ -20,6 +20,20 @@ DTYPES: Dict[int, np.dtype[Any]] = {
     vector_pb2.ELEMENT_TYPE_FLOAT32: np.dtype("<f4"), vector_pb2.ELEMENT_TYPE_FLOAT64: np.dtype("<f8")
 }
 ELEMENT_TYPES = {dtype.name: element_type for element_type, dtype in DTYPES.items()}
+BFLOAT16 = np.dtype("<u2")  # the upper halves of float32 numbers, ELEMENT_TYPE_BFLOAT16
+
+
+def to_bfloat16(vector: Array) -> Array:
+    """Float32 rounded to nearest, ties to even."""
+    bits = vector.view("<u4")
+    halves = (bits + np.uint32(0x7FFF) + (bits >> 16 & np.uint32(1))) >> 16
+    return np.where(np.isnan(vector), bits >> 16 | np.uint32(0x40), halves).astype(BFLOAT16)  # a quiet NaN stays one
+
+
+def from_bfloat16(halves: Array) -> Array:
+    """Float32, exactly."""
+    vector: Array = (halves.astype("<u4") << np.uint32(16)).view("<f4")
+    return vector
 
 
 def make_channel(address: str, security: Security = Security()) -> grpc.Channel:

@@ -21,7 +21,8 @@ from .security import Security
 from .shared_segment import SharedSegment, host_name
 from .v1 import evaluation_service_pb2 as service_pb2
 from .v1 import vector_pb2
-from .wire import DTYPES, ELEMENT_TYPES, ChunkSize, VectorAssembler, chunks_of, find_chunk, frame_chunk, make_channel
+from .wire import (BFLOAT16, DTYPES, ELEMENT_TYPES, ChunkSize, VectorAssembler, chunks_of, find_chunk, frame_chunk,
+                   from_bfloat16, make_channel, to_bfloat16)
 
 DRAINED = "DRAINED"
 
@@ -209,7 +210,10 @@ class Worker:
                 resident = {}  # what is released later is not to be held here
             else:
                 assert dtype is not None
-                self._finish(evaluation.vectors, self._evaluator.evaluate(evaluation, dtype))
+                evaluated = self._evaluator.evaluate(evaluation, dtype)
+                if evaluated.bfloat16:
+                    evaluated.vectors = [(t, from_bfloat16(to_bfloat16(vector))) for t, vector in evaluated.vectors]
+                self._finish(evaluation.vectors, evaluated)
 
     def _finish(self, vectors: Vectors, evaluated: Evaluated) -> None:
         with self._changed:
@@ -270,6 +274,8 @@ class Worker:
             slot = None if session.to_server is None else session.to_server.write(vector)
             if slot is not None:
                 header.slot = slot
+            elif evaluated.bfloat16:
+                vector, header.element_type = to_bfloat16(vector), vector_pb2.ELEMENT_TYPE_BFLOAT16
             yield service_pb2.SessionRequest(vector_header=header).SerializeToString()
             if slot is None:
                 for offset, data in chunks_of(vector, session.chunk_size):
@@ -340,7 +346,8 @@ class Worker:
             num_parameters=self.model.num_parameters, training_examples=training, held_out_examples=held_out,
             model_signature=self.model.signature, element_types=[ELEMENT_TYPES[t] for t in element_types(self.model)],
             shards=self.shards, second_moment=has_second_moment(self.model), sub_batches=True,
-            initial_parameters=has_initial_parameters(self.model), host=host_name() if self.shared_memory else "")
+            initial_parameters=has_initial_parameters(self.model),
+            bfloat16="float32" in element_types(self.model), host=host_name() if self.shared_memory else "")
         with self._changed:
             hello.held_vectors.extend(self._resident)
             pending: List[int] = [e.answer.request_id for e in self._outbox]
@@ -426,7 +433,10 @@ class Worker:
             raise _Offence(f"transfer {transfer}: the vector has no name")
         if transfer in session.transfers:
             raise _Offence(f"transfer {transfer}: begun twice")
-        if header.size != self.model.num_parameters or DTYPES.get(header.element_type) != session.dtype:
+        halves = (header.element_type == vector_pb2.ELEMENT_TYPE_BFLOAT16 and session.dtype == np.float32
+                  and not header.HasField("slot"))
+        dtype = BFLOAT16 if halves else DTYPES.get(header.element_type)
+        if header.size != self.model.num_parameters or not (halves or dtype == session.dtype):
             raise _Offence(f"transfer {transfer}: {header.size} elements of type {header.element_type}; expected "
                            f"{self.model.num_parameters} of {session.dtype.name}")
         if header.HasField("slot"):
@@ -440,7 +450,7 @@ class Worker:
                 self._keep(header.name, vector)
                 session.shared.add(header.name)
         else:
-            session.transfers[transfer] = header.name, VectorAssembler(transfer, header.size, session.dtype)
+            session.transfers[transfer] = header.name, VectorAssembler(transfer, header.size, dtype)
 
     def _on_vector_chunk(self, session: _Session, chunk: vector_pb2.VectorChunk) -> None:
         self._on_chunk(session, chunk.transfer, chunk.offset, memoryview(chunk.data))
@@ -455,8 +465,12 @@ class Worker:
             raise _Offence(str(error)) from None
         if complete:
             del session.transfers[transfer]
+            vector = assembler.vector
+            if vector.dtype == BFLOAT16:
+                vector = from_bfloat16(vector)
+                vector.flags.writeable = False
             with self._changed:
-                self._keep(name, assembler.vector)
+                self._keep(name, vector)
                 session.shared.discard(name)
 
     def _keep(self, name: bytes, vector: Any) -> None:

@@ -1,9 +1,9 @@
-"""How vectors are cut into chunks."""
+"""How vectors are cut into chunks, and rounded."""
 import unittest
 
 import numpy as np
 
-from hfopt.wire import CHUNK_BYTES, ChunkSize, chunks_of
+from hfopt.wire import CHUNK_BYTES, ChunkSize, chunks_of, from_bfloat16, to_bfloat16
 
 LEASE = 10.0
 
@@ -16,6 +16,26 @@ def longest_gap(size, total, bytes_per_second):
         size.sent(chunk, chunk / bytes_per_second)
         longest, sent = max(longest, chunk / bytes_per_second), sent + chunk
     return longest
+
+
+class Bfloat16Test(unittest.TestCase):
+    def test_rounds_to_the_nearest_and_ties_to_even(self):
+        """1 + k / 128 are the neighbours of 1."""
+        numbers = [1 + 1 / 256, 1 + 3 / 256, 1 + 1.01 / 256, -1 - 1 / 256, np.pi, 1e-40, 3.4028235e38, np.inf, -np.inf]
+        expected = [1, 1 + 2 / 128, 1 + 1 / 128, -1, 3.140625, 2.0**-133, np.inf, np.inf, -np.inf]
+        np.testing.assert_array_equal(from_bfloat16(to_bfloat16(np.array(numbers, np.float32))), np.float32(expected))
+
+    def test_keeps_what_is_no_number(self):
+        for bits in (0x7FC00000, 0xFFFFFFFF, 0x7F800001):
+            nan = np.array([bits], np.uint32).view(np.float32)
+            self.assertTrue(np.isnan(from_bfloat16(to_bfloat16(nan)))[0], hex(bits))
+
+    def test_rounds_by_less_than_a_part_in_256(self):
+        numbers = np.random.default_rng(1).standard_normal(1000).astype(np.float32)
+        rounded = from_bfloat16(to_bfloat16(numbers))
+        self.assertLessEqual(np.abs(rounded / numbers - 1).max(), 1 / 256)
+        np.testing.assert_array_equal(rounded.view(np.uint32) & 0xFFFF, 0)
+        np.testing.assert_array_equal(from_bfloat16(to_bfloat16(rounded)), rounded)
 
 
 class ChunkSizeTest(unittest.TestCase):

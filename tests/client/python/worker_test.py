@@ -16,6 +16,7 @@ import numpy as np
 
 import digits
 import hfopt
+from hfopt.wire import from_bfloat16, to_bfloat16
 from hfopt.v1 import evaluation_pb2, evaluation_service_pb2_grpc, vector_pb2
 from hfopt.v1.evaluation_service_pb2 import Cancel, Finished, Release, SessionResponse, Welcome
 
@@ -49,10 +50,10 @@ def welcome(element_type=vector_pb2.ELEMENT_TYPE_FLOAT64, lease=60):
         welcome=Welcome(protocol_version=1, element_type=element_type, shards=2, lease_seconds=lease))
 
 
-def vector(name, values, chunk=4096):
+def vector(name, values, chunk=4096, element_type=vector_pb2.ELEMENT_TYPE_FLOAT64):
     data = values.tobytes()
     yield SessionResponse(vector_header=vector_pb2.VectorHeader(
-        transfer=5, name=name, size=len(values), element_type=vector_pb2.ELEMENT_TYPE_FLOAT64))
+        transfer=5, name=name, size=len(values), element_type=element_type))
     for offset in range(0, len(data), chunk):
         part = vector_pb2.VectorChunk(transfer=5, offset=offset, data=data[offset:offset + chunk])
         yield SessionResponse(vector_chunk=part)
@@ -145,6 +146,30 @@ class WorkerTest(unittest.TestCase):
             yield SessionResponse(finished=Finished(reason="CONVERGED", detail="at once"))
 
         self.assertEqual(self.serve(script), hfopt.Finished("CONVERGED", "at once"))
+
+    def test_takes_directions_and_gives_products_in_bfloat16(self):
+        self.theta, self.v = self.theta.astype(np.float32), self.v.astype(np.float32)
+        halves = to_bfloat16(self.v)
+        product = evaluation_pb2.ProductRequest(point=evaluation_pb2.Point(base=b"theta"), direction=b"v", bfloat16=True)
+        answered = {}
+
+        def script(messages):
+            self.assertTrue(next(messages).hello.bfloat16)
+            yield welcome(vector_pb2.ELEMENT_TYPE_FLOAT32)
+            yield from vector(b"theta", self.theta, element_type=vector_pb2.ELEMENT_TYPE_FLOAT32)
+            yield from vector(b"v", halves, element_type=vector_pb2.ELEMENT_TYPE_BFLOAT16)
+            yield request(1, product=product)
+            header = next(messages).vector_header
+            answered["type"], answered["bytes"] = header.element_type, next(messages).vector_chunk.data
+            self.assertEqual(next(messages).answer.request_id, 1)
+            yield SessionResponse(finished=Finished(reason="CONVERGED"))
+
+        self.serve(script)
+        rounded = from_bfloat16(halves)
+        exact = self.model.linearize(self.theta, False, INDICES)(rounded)
+        self.assertEqual(answered["type"], vector_pb2.ELEMENT_TYPE_BFLOAT16)
+        np.testing.assert_array_equal(np.frombuffer(answered["bytes"], "<u2"), to_bfloat16(exact))
+        self.assertGreater(np.abs(exact - from_bfloat16(to_bfloat16(exact))).max(), 0)
 
     def test_answers_what_it_cannot_compute_with_a_failure(self):
         def script(messages):

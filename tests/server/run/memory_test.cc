@@ -25,6 +25,12 @@ TEST(Memory, CountsKeptIteratesOfTheCgGrid) {
   EXPECT_EQ(VectorsHeld(options, 1), one + 6);
 }
 
+TEST(Memory, CountsHalvesOfTheDirectionAndOfEachAnswer) {
+  const OptimizerOptions options;
+  EXPECT_EQ(VectorsHeld(options, 1, true), VectorsHeld(options, 1) + 2);
+  EXPECT_EQ(VectorsHeld(options, 4, true), VectorsHeld(options, 4) + 3);
+}
+
 TEST(Memory, RefusesWithBothNumbersAndARemedy) {
   const OptimizerOptions options;
   const int64_t needed = BytesNeeded(options, 2, 1'000'000, 4);
