@@ -84,7 +84,7 @@ TEST(RightWorkers, TheSdkKeepsTheProtocol) {
   const auto outcomes = Conform(ServiceOf<double>(MakeSlowClassifier), {});
   EXPECT_EQ(Print(outcomes, Verdict::kFailed), "");
   EXPECT_EQ(Print(outcomes, Verdict::kSkipped),
-            absl::StrCat("hello/float32: ", outcomes.at("hello/float32").detail, "\n"));
+            absl::StrCat("hello/float32: ", outcomes.at("hello/float32").detail, "\nvectors/bfloat16: ", outcomes.at("vectors/bfloat16").detail, "\n"));
 }
 
 }  // namespace
