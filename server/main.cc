@@ -7,9 +7,9 @@
 
 #include "CLI/CLI.hpp"
 #include "grpc/grpc.h"
+#include "proto/log/log.h"
 #include "proto/wire/allocator.h"
 #include "server/server.h"
-#include "spdlog/sinks/stdout_color_sinks.h"
 #include "spdlog/spdlog.h"
 
 namespace {
@@ -83,9 +83,7 @@ int main(int argc, char** argv) {
   AddOptions(app, options);
   CLI11_PARSE(app, argc, argv);
 
-  spdlog::set_default_logger(spdlog::stderr_color_mt("hfopt-server"));
-  spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%e %L %v");
-  spdlog::flush_on(spdlog::level::info);
+  hfopt::SetUpLog("hfopt-server");
   auto server = Server::Start(options, [](const std::string& line) { spdlog::info("{}", line); });
   if (!server.ok()) {
     std::cerr << "hfopt-server: " << server.status().message() << "\n";

@@ -1,5 +1,10 @@
 #include "server/server.h"
 
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <cstring>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -24,10 +29,26 @@ constexpr absl::Duration kShutdownGrace = absl::Seconds(5);
 // Of one connection; a client has a handful.
 constexpr int kMaxConcurrentStreams = 1024;
 
+// Whether somebody takes connections at this path.
+bool IsListening(const std::string& path) {
+  sockaddr_un address{.sun_family = AF_UNIX, .sun_path = {}};
+  if (path.size() >= sizeof address.sun_path) return false;  // which gRPC refuses
+  path.copy(address.sun_path, sizeof address.sun_path - 1);
+  const int descriptor = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (descriptor < 0) return false;
+  const bool connected = connect(descriptor, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0;
+  close(descriptor);
+  return connected;
+}
+
 // Builds and starts; UNAVAILABLE when it cannot listen. `address` becomes the one really used.
 absl::StatusOr<std::unique_ptr<grpc::Server>> Listen(grpc::ServerBuilder& builder, std::string& address,
                                                      const std::shared_ptr<grpc::ServerCredentials>& credentials) {
   const bool is_unix_socket = absl::StartsWith(address, "unix:");
+  // gRPC takes the place of whatever socket is there.
+  if (is_unix_socket && IsListening(address.substr(strlen("unix:")))) {
+    return absl::UnavailableError(absl::StrCat("cannot listen on ", address, ": another server does; choose another path, or stop that server first"));
+  }
   int port = 0;
   builder.AddListeningPort(address, credentials, &port);
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);  // a second server is an error, not a lottery
@@ -51,7 +72,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   }
   std::unique_ptr<Server> server(new Server);
   server->access_ = std::make_unique<AccessControl>(std::move(tokens), !options.tls_client_ca.empty());
-  HFOPT_ASSIGN_OR_RETURN(server->store_, FileRunStore::Open(options.state_directory));
+  HFOPT_ASSIGN_OR_RETURN(server->store_, FileRunStore::Open(options.state_directory, log));
   HFOPT_ASSIGN_OR_RETURN(server->runs_, RunManager::Open({.store = server->store_.get(),
                                                           .default_lease = absl::Seconds(options.lease_seconds),
                                                           .default_keep_checkpoints = options.keep_checkpoints,

@@ -11,6 +11,7 @@
 
 #include <cerrno>
 #include <condition_variable>
+#include <csignal>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -22,6 +23,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
@@ -89,7 +91,15 @@ std::string DialledNames(const tls::Certificate& certificate) {
   return names.empty() ? "no name at all" : absl::StrJoin(names, ", ");
 }
 
-Step CheckTls(int fd, const Target& target, const client::ChannelSecurity& security) {
+// Whether a call ended because its time was over.
+bool IsSilence(int error) { return error == EAGAIN || error == EWOULDBLOCK; }
+
+Step Silent(const char* name, const std::string& server, absl::Duration timeout) {
+  return Failed(name, absl::StrCat("what listens at ", server, " has accepted, and says nothing for ", absl::FormatDuration(timeout)),
+                "if it is hfopt-server, it hangs or was stopped: look at its process and log; or is this the port of something else?");
+}
+
+Step CheckTls(int fd, const Target& target, const client::ChannelSecurity& security, absl::Duration timeout) {
   constexpr char kName[] = "TLS";
   const std::unique_ptr<SSL_CTX, decltype(&SSL_CTX_free)> context(SSL_CTX_new(TLS_client_method()), &SSL_CTX_free);
   SSL_CTX_set_verify(context.get(), SSL_VERIFY_PEER, [](int, X509_STORE_CTX*) { return 1; });  // judged below
@@ -110,7 +120,9 @@ Step CheckTls(int fd, const Target& target, const client::ChannelSecurity& secur
   const bool is_address = ip != nullptr;
   if (!is_address) SSL_set_tlsext_host_name(ssl.get(), target.host.c_str());
   ERR_clear_error();
+  errno = 0;
   if (SSL_connect(ssl.get()) != 1) {
+    if (IsSilence(errno)) return Silent(kName, target.unix_path.empty() ? absl::StrCat(target.host, ":", target.port) : target.unix_path, timeout);
     const std::string error = OpenSslError();
     if (absl::StrContains(error, "wrong version number") || absl::StrContains(error, "packet length too long")) {
       return Failed(kName, absl::StrCat("what listens at ", target.host, ":", target.port, " does not speak TLS"),
@@ -158,14 +170,16 @@ bool SpeaksTls(int fd) {
 }
 
 // What answers HTTP/2's preface without encryption. `dial` makes another connection.
-Step CheckHttp2(int fd, const std::string& server, absl::FunctionRef<int()> dial) {
+Step CheckHttp2(int fd, const std::string& server, absl::FunctionRef<int()> dial, absl::Duration timeout) {
   constexpr char kName[] = "HTTP/2";
   constexpr char kPreface[] = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0";  // and an empty SETTINGS frame
   unsigned char frame[9] = {};
   size_t received = 0;
+  errno = 0;
   if (send(fd, kPreface, sizeof(kPreface) - 1, MSG_NOSIGNAL) > 0) {
     for (ssize_t n; received < sizeof(frame) && (n = recv(fd, frame + received, sizeof(frame) - received, 0)) > 0;) received += n;
   }
+  const bool silent = received == 0 && IsSilence(errno);
   constexpr unsigned char kSettings = 4;
   if (received == sizeof(frame) && frame[3] == kSettings) return Passed(kName, "answers, in plaintext");
   const int other = dial();
@@ -175,6 +189,7 @@ Step CheckHttp2(int fd, const std::string& server, absl::FunctionRef<int()> dial
   if (other >= 0 && SpeaksTls(other)) {
     return Failed(kName, absl::StrCat("the server at ", server, " speaks TLS"), "name the CA of its certificate with --ca");
   }
+  if (silent) return Silent(kName, server, timeout);
   return Failed(kName, absl::StrCat("what listens at ", server, " is no gRPC server"), "is this the port of hfopt-server (7447 by default)?");
 }
 
@@ -207,6 +222,7 @@ Step CheckHealth(const std::shared_ptr<grpc::Channel>& channel, absl::Duration t
 }  // namespace
 
 std::vector<Step> Diagnose(const ConnectionFlags& flags, absl::Duration timeout) {
+  std::signal(SIGPIPE, SIG_IGN);  // OpenSSL writes to servers that have gone
   std::vector<Step> steps;
   const client::ChannelSecurity security = flags.EffectiveSecurity();
   const std::string& server = flags.server;
@@ -222,6 +238,11 @@ std::vector<Step> Diagnose(const ConnectionFlags& flags, absl::Duration timeout)
   const std::optional<Target> target = Parse(server);
   if (!target.has_value()) {
     steps.push_back(Failed("name", absl::StrCat("\"", server, "\" is no address"), "give HOST:PORT or unix:PATH"));
+    return steps;
+  }
+  int port = 0;
+  if (target->unix_path.empty() && (!absl::SimpleAtoi(target->port, &port) || port < 1 || port > 65535)) {
+    steps.push_back(Failed("name", absl::StrCat("the port of \"", server, "\" is \"", target->port, "\""), "give a port from 1 to 65535; hfopt-server listens on 7447 by default"));
     return steps;
   }
   std::function<int()> dial;
@@ -267,7 +288,7 @@ std::vector<Step> Diagnose(const ConnectionFlags& flags, absl::Duration timeout)
   }
   steps.push_back(Passed("connection", "accepted"));
 
-  steps.push_back(security.is_encrypted() ? CheckTls(fd, *target, security) : CheckHttp2(fd, server, dial));
+  steps.push_back(security.is_encrypted() ? CheckTls(fd, *target, security, timeout) : CheckHttp2(fd, server, dial, timeout));
   if (steps.back().result == Step::Result::kFailed) return steps;
 
   client::RunClient runs(*channel, {.timeout = timeout});

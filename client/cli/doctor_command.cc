@@ -1,6 +1,7 @@
 // hfopt doctor ADDRESS: how far one gets towards a server, and what to do about it.
 
 #include <iostream>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -26,8 +27,8 @@ const char* NameOf(DiagnosisStep::Result result) {
   return "FAILED";
 }
 
-absl::Status Doctor(const Context& context) {
-  const std::vector<DiagnosisStep> steps = Diagnose(context.connection);
+absl::Status Doctor(const Context& context, double timeout) {
+  const std::vector<DiagnosisStep> steps = Diagnose(context.connection, absl::Seconds(timeout));
   if (context.output == OutputFormat::kJson) {
     nlohmann::json lines = nlohmann::json::array();
     for (const DiagnosisStep& step : steps) {
@@ -44,11 +45,13 @@ absl::Status Doctor(const Context& context) {
 }  // namespace
 
 void AddDoctorCommand(CLI::App& app, Context& context) {
+  const auto timeout = std::make_shared<double>(5);
   CLI::App& command = AddCommand(app, context, "doctor",
                                  "Try the way to a server step by step: name, connection, TLS, who you are to it, its version, its health; and "
                                  "say what to do where it ends",
-                                 [&context] { return Doctor(context); });
+                                 [&context, timeout] { return Doctor(context, *timeout); });
   command.add_option("ADDRESS", context.connection.server, "The server, HOST:PORT or unix:PATH")->envname("HFOPT_SERVER")->capture_default_str();
+  command.add_option("--timeout", *timeout, "Seconds that each step may take")->check(CLI::Range(0.01, 3600.))->capture_default_str();
   AddSecurityFlags(command, context.connection);
   AddOutputOption(command, context);
 }

@@ -23,8 +23,8 @@
 #include "client/cpp/model_worker.h"
 #include "client/cpp/run_client.h"
 #include "client/models/status_macros.h"
+#include "proto/log/log.h"
 #include "proto/wire/allocator.h"
-#include "spdlog/sinks/stdout_color_sinks.h"
 #include "spdlog/spdlog.h"
 
 namespace hfopt::cli {
@@ -186,9 +186,7 @@ int main(int argc, char** argv) {
   if (flags.worker_id.empty()) flags.worker_id = HostId();
   if (flags.model.data.empty()) flags.model.data = FindData(flags.model.task, ProgramPath());
 
-  spdlog::set_default_logger(spdlog::stderr_color_mt("hfopt-worker"));
-  spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%e %L %v");
-  spdlog::flush_on(spdlog::level::info);
+  hfopt::SetUpLog("hfopt-worker");
   const absl::Status status = Work(flags, group, signals.token());
   if (!status.ok()) {
     std::cerr << "hfopt-worker: " << status.message() << "\n";

@@ -2,11 +2,16 @@
 
 #include <string>
 
+#include "absl/strings/str_cat.h"
+
 namespace hfopt::wire {
 
 grpc::Status ToGrpc(const absl::Status& status) {
   if (status.ok()) return grpc::Status::OK;
-  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()));
+  constexpr size_t kMostBytes = 4000;
+  std::string message(status.message());
+  if (message.size() > kMostBytes) message = absl::StrCat(message.substr(0, kMostBytes), "... (", message.size(), " bytes)");
+  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), message);
 }
 
 absl::Status FromGrpc(const grpc::Status& status) {

@@ -6,7 +6,8 @@
 
 namespace hfopt::wire {
 
-// Code and message, unchanged: the codes of both are google.rpc.Code. Payloads and details are left behind.
+// Code and message: the codes of both are google.rpc.Code. Payloads and details are left behind. A message of over 4,000 bytes is cut, because a
+// status travels in HTTP/2 headers, of which a client takes 8 KiB by default.
 grpc::Status ToGrpc(const absl::Status& status);
 absl::Status FromGrpc(const grpc::Status& status);
 

@@ -3,6 +3,7 @@
 #include <openssl/sha.h>
 
 #include <cerrno>
+#include <cstring>
 #include <fstream>
 #include <sstream>
 #include <utility>
@@ -68,7 +69,10 @@ absl::StatusOr<TokenFile::Tokens> TokenFile::Read(struct stat& read) const {
 std::optional<Caller> TokenFile::Find(absl::string_view token) {
   absl::MutexLock lock(&mu_);
   struct stat now {};
-  if (stat(path_.c_str(), &now) == 0 && !SameFile(now, read_)) {
+  if (stat(path_.c_str(), &now) != 0) {
+    if (!missing_) log_(absl::StrCat("cannot look at ", path_, ": ", std::strerror(errno), "; the tokens of before stay in force"));
+    missing_ = true;
+  } else if (std::exchange(missing_, false) || !SameFile(now, read_)) {
     absl::StatusOr<Tokens> tokens = Read(read_);
     if (tokens.ok()) {
       tokens_ = *std::move(tokens);

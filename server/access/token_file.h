@@ -51,6 +51,7 @@ class TokenFile {
   const Log log_;
   absl::Mutex mu_;
   struct stat read_ ABSL_GUARDED_BY(mu_) {};  // of the file when it was last read
+  bool missing_ ABSL_GUARDED_BY(mu_) = false;           // it was not there when it was last looked for
   Tokens tokens_ ABSL_GUARDED_BY(mu_);
 };
 

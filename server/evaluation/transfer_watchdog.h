@@ -11,6 +11,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "grpcpp/server_context.h"
+#include "server/evaluation/steady_now.h"
 
 namespace hfopt::server {
 
@@ -21,7 +22,7 @@ class TransferWatchdog {
  public:
   // `log` is told of each stream that is ended, in one line.
   explicit TransferWatchdog(absl::Duration limit, std::function<void(const std::string&)> log = [](const auto&) {},
-                            std::function<absl::Time()> now = absl::Now);
+                            std::function<absl::Time()> now = SteadyNow);
   // After the last Stream.
   ~TransferWatchdog();
 

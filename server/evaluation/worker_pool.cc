@@ -40,6 +40,14 @@ bool Contains(const auto& repeated, const auto& value) {
   return std::find(repeated.begin(), repeated.end(), value) != repeated.end();
 }
 
+// Of what workers say and people are told: more has no use, and would make every answer that shows it large.
+constexpr size_t kMostSignatureBytes = 4000, kMostFailureBytes = 2000, kMostMetricBytes = 100;
+constexpr int kMostMetrics = 100;
+
+std::string Shortened(const std::string& text, size_t most) {
+  return text.size() <= most ? text : absl::StrCat(text.substr(0, most).c_str(), "... (", text.size(), " bytes)");
+}
+
 absl::string_view View(const std::string& s) { return s; }
 
 // Whether `answer` is of the kind that was asked and carries what it must.
@@ -70,7 +78,13 @@ absl::Status CheckAnswer(const v1::EvaluationRequest& request, const v1::Answer&
     case v1::EvaluationRequest::kLosses: {
       const v1::LossesAnswer& a = answer.losses();
       const int64_t wanted = request.losses().points_size();
+      if (a.metrics_size() > kMostMetrics) {
+        return absl::InvalidArgumentError(absl::StrCat("an answer has ", a.metrics_size(), " metrics; allowed: up to ", kMostMetrics));
+      }
       for (const v1::MetricSums& metric : a.metrics()) {
+        if (metric.name().size() > kMostMetricBytes) {
+          return absl::InvalidArgumentError(absl::StrCat("a metric's name has ", metric.name().size(), " bytes; allowed: up to ", kMostMetricBytes));
+        }
         if (metric.sums_size() != wanted) {
           return absl::InvalidArgumentError(absl::StrCat("metric ", metric.name(), " has ", metric.sums_size(),
                                                          " values where ", wanted, " were asked for"));
@@ -154,6 +168,9 @@ absl::Status WorkerPool::CheckHello(const v1::Hello& hello) const {
   }
   if (hello.training_examples() == 0) return refuse("training_examples is 0");
   if (hello.held_out_examples() == 0) return refuse("held_out_examples is 0");
+  if (hello.model_signature().size() > kMostSignatureBytes) {
+    return refuse("model_signature has ", hello.model_signature().size(), " bytes; allowed: up to ", kMostSignatureBytes, ". A digest will do");
+  }
   if (!Contains(hello.element_types(), options_.element_type)) {
     return refuse("cannot compute in ", wire::ElementTypeName(options_.element_type), ", the element type of this run");
   }
@@ -168,7 +185,8 @@ absl::Status WorkerPool::CheckHello(const v1::Hello& hello) const {
   HFOPT_RETURN_IF_ERROR(CheckModel(hello));
   HFOPT_RETURN_IF_ERROR(CheckShards(hello));
   const auto known = workers_.find(hello.worker_id());
-  if (known != workers_.end() && hello.incarnation() < known->second.hello.incarnation()) {
+  // One that has gone for good may come back with a clock that is behind.
+  if (known != workers_.end() && hello.incarnation() < known->second.hello.incarnation() && IsAlive(known->second)) {
     return absl::FailedPreconditionError(absl::StrCat(
         options_.run_name, ": worker ", hello.worker_id(), ": incarnation ", hello.incarnation(),
         " is older than ", known->second.hello.incarnation(),
@@ -366,7 +384,7 @@ absl::Status WorkerPool::OnAnswer(const WorkerLink* link, v1::Answer answer, std
   if (answer.has_failure()) {
     const auto code = static_cast<absl::StatusCode>(answer.failure().code());
     Fail(pending, worker_id, absl::Status(code == absl::StatusCode::kOk ? absl::StatusCode::kUnknown : code,
-                               absl::StrCat("could not answer: ", answer.failure().message().c_str())));
+                               absl::StrCat("could not answer: ", Shortened(answer.failure().message(), kMostFailureBytes))));
     return absl::OkStatus();
   }
   if (absl::Status status = CheckAnswer(request, answer, vectors); !status.ok()) {

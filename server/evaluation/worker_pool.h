@@ -19,6 +19,7 @@
 #include "hfopt/v1/evaluation_service.pb.h"
 #include "hfopt/v1/run.pb.h"
 #include "server/evaluation/named_vector.h"
+#include "server/evaluation/steady_now.h"
 #include "server/evaluation/worker_link.h"
 
 namespace hfopt::server {
@@ -83,7 +84,7 @@ class WorkerPool {
     std::function<absl::Status(int64_t num_parameters)> check_memory = [](int64_t) { return absl::OkStatus(); };
     // Whether workers of this machine, by its name, are offered shared memory; empty: none are.
     std::string host = wire::HostName();
-    std::function<absl::Time()> now = absl::Now;
+    std::function<absl::Time()> now = SteadyNow;
   };
   explicit WorkerPool(Options options);
   v1::ElementType element_type() const { return options_.element_type; }

@@ -8,6 +8,7 @@
 #include "proto/failpoint/failpoint.h"
 #include "proto/wire/status.h"
 #include "server/evaluation/out_of_memory.h"
+#include "server/evaluation/steady_now.h"
 
 namespace hfopt::server {
 namespace {
@@ -25,7 +26,7 @@ WorkerSession* WorkerSession::Start(FindPool find_pool, TransferWatchdog& watchd
 }
 
 WorkerSession::WorkerSession(FindPool find_pool, TransferWatchdog& watchdog, grpc::CallbackServerContext& context)
-    : find_pool_(std::move(find_pool)), last_heard_(absl::ToUnixNanos(absl::Now())) {
+    : find_pool_(std::move(find_pool)), last_heard_(absl::ToUnixNanos(SteadyNow())) {
   absl::MutexLock lock(&mu_);
   watched_.emplace(watchdog, context);
   watched_->Await("the worker has not said Hello");
@@ -38,7 +39,7 @@ void WorkerSession::OnReadDone(bool ok) {
     Close(absl::OkStatus());
     return;
   }
-  last_heard_ = absl::ToUnixNanos(absl::Now());
+  last_heard_ = absl::ToUnixNanos(SteadyNow());
   if (!IsClosing()) {
     const absl::Status status = CatchOutOfMemory([this] { return HandleIncoming(); });
     if (!status.ok()) {

@@ -33,27 +33,42 @@ absl::Mutex& FileRunStore::FilesMutex(absl::string_view run_id) {
   return files_mutexes_[std::hash<std::string_view>()(key) % files_mutexes_.size()];
 }
 
-absl::StatusOr<std::unique_ptr<FileRunStore>> FileRunStore::Open(const std::string& directory) {
+absl::StatusOr<std::unique_ptr<FileRunStore>> FileRunStore::Open(const std::string& directory, const Log& log) {
   HFOPT_RETURN_IF_ERROR(WithRemedy(CreateDirectory(directory)));
   absl::StatusOr<std::unique_ptr<DirectoryLock>> lock = DirectoryLock::Acquire(directory);
   if (!lock.ok()) return WithRemedy(lock.status());
   HFOPT_ASSIGN_OR_RETURN(std::unique_ptr<RunCatalogue> catalogue,
                          RunCatalogue::Open(absl::StrCat(directory, "/hfopt.db")));
   std::unique_ptr<FileRunStore> store(new FileRunStore(directory, *std::move(lock), std::move(catalogue)));
-  HFOPT_RETURN_IF_ERROR(store->Recover());
+  HFOPT_RETURN_IF_ERROR(store->Recover(log));
   return store;
 }
 
-absl::Status FileRunStore::Recover() {
+absl::Status FileRunStore::Recover(const Log& log) {
   HFOPT_RETURN_IF_ERROR(CreateDirectory(RunsPath()));
   HFOPT_RETURN_IF_ERROR(SyncDirectory(directory_));  // the names of the lock and of the database
   HFOPT_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListDirectory(RunsPath()));
   for (const std::string& name : names) {
     absl::string_view run_id = name;
     if (absl::ConsumeSuffix(&run_id, kDeleted)) {
-      HFOPT_RETURN_IF_ERROR(FinishDeletion(run_id));
-    } else if (CheckRunId(run_id).ok()) {
-      HFOPT_RETURN_IF_ERROR(Checkpoints(run_id).RemoveUnfinished());
+      if (const absl::Status finished = FinishDeletion(run_id); !finished.ok()) {
+        log(absl::StrCat("the deletion of run ", run_id, ", which had begun, cannot be finished: ", finished.message(), "; delete it again"));
+      }
+      continue;
+    }
+    if (!CheckRunId(run_id).ok()) {
+      log(absl::StrCat(RunsPath(), "/", name, " is no run's, and left alone"));
+      continue;
+    }
+    if (const absl::Status removed = Checkpoints(run_id).RemoveUnfinished(); !removed.ok()) {
+      log(absl::StrCat("the files of run ", run_id, " cannot be used: ", removed.message(), "; mend that before the run is resumed"));
+      continue;
+    }
+    HFOPT_ASSIGN_OR_RETURN(const bool known, catalogue_->Contains(run_id));
+    HFOPT_ASSIGN_OR_RETURN(const std::vector<std::string> files, ListDirectory(RunPath(run_id)));
+    if (!known && !files.empty()) {
+      log(absl::StrCat(RunPath(run_id), " has ", files.size(), " files, but ", directory_, "/hfopt.db does not know the run ", run_id,
+                       ": was the database lost? Put a copy of it back; or give a checkpoint to a new run with hfopt params upload"));
     }
   }
   return absl::OkStatus();
@@ -63,9 +78,12 @@ absl::Status FileRunStore::PutRun(const v1::Run& run, absl::string_view request_
   HFOPT_ASSIGN_OR_RETURN(const std::string run_id, RunIdFromName(run.name()));
   absl::MutexLock lock(&FilesMutex(run_id));
   HFOPT_ASSIGN_OR_RETURN(const bool known, catalogue_->Contains(run_id));
+  HFOPT_ASSIGN_OR_RETURN(const bool deleted, IsDirectory(DeletedPath(run_id)));
+  if (known && deleted) {
+    return absl::FailedPreconditionError(absl::StrCat("the deletion of run ", run_id, " has begun; delete it again: at the next start the server would"));
+  }
   if (!known) {
     // Left by a deletion that could not remove all. At the next Open it would take the new run along.
-    HFOPT_ASSIGN_OR_RETURN(const bool deleted, IsDirectory(DeletedPath(run_id)));
     if (deleted) HFOPT_RETURN_IF_ERROR(FinishDeletion(run_id));
     HFOPT_ASSIGN_OR_RETURN(const std::vector<std::string> files, ListDirectory(RunPath(run_id)));
     if (!files.empty()) {

@@ -2,6 +2,7 @@
 #define HFOPT_SERVER_RUN_FILE_RUN_STORE_H_
 
 #include <array>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -28,9 +29,11 @@ namespace hfopt::server {
 // unfinished, and Open removes them. The database is copied with `sqlite3 hfopt.db .backup`.
 class FileRunStore final : public RunStore {
  public:
+  using Log = std::function<void(const std::string&)>;
+
   // Creates the directory if it is missing. FAILED_PRECONDITION, naming directory and process id, when another server
-  // uses it.
-  static absl::StatusOr<std::unique_ptr<FileRunStore>> Open(const std::string& directory);
+  // uses it. What is wrong with the files of one run alone, and files that belong to none, are told to `log`.
+  static absl::StatusOr<std::unique_ptr<FileRunStore>> Open(const std::string& directory, const Log& log = [](const std::string&) {});
 
   absl::Status PutRun(const v1::Run& run, absl::string_view request_id) override;
   absl::StatusOr<std::vector<StoredRun>> ListRuns() override;
@@ -50,7 +53,7 @@ class FileRunStore final : public RunStore {
       : directory_(std::move(directory)), lock_(std::move(lock)), catalogue_(std::move(catalogue)) {}
 
   // Ends what a crash cut off.
-  absl::Status Recover();
+  absl::Status Recover(const Log& log);
   // The second half of a deletion: `run_id`'s files are at DeletedPath already.
   absl::Status FinishDeletion(absl::string_view run_id);
 

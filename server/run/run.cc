@@ -238,8 +238,14 @@ void Run::StopThread(Intent intent) {
   if (thread_.joinable()) thread_.join();
 }
 
+absl::Status Run::CheckNotDeleted() const {
+  if (!deleting_) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat("runs/", id_, " is being deleted; only DeleteRun, again, is possible"));
+}
+
 absl::Status Run::Start() {
   absl::MutexLock control(&control_mu_);
+  HFOPT_RETURN_IF_ERROR(CheckNotDeleted());
   if (const v1::Run run = Snapshot(); run.state() != v1::RUN_STATE_CREATED) {
     return WrongState(run, "started", "CREATED (a paused or failed run is resumed)");
   }
@@ -250,6 +256,7 @@ absl::Status Run::Start() {
 
 absl::Status Run::Resume() {
   absl::MutexLock control(&control_mu_);
+  HFOPT_RETURN_IF_ERROR(CheckNotDeleted());
   if (const v1::Run run = Snapshot(); run.state() != v1::RUN_STATE_PAUSED && run.state() != v1::RUN_STATE_FAILED) {
     return WrongState(run, "resumed", "PAUSED, FAILED");
   }
@@ -269,12 +276,47 @@ absl::Status Run::Pause() {
 
 absl::Status Run::Cancel() {
   absl::MutexLock control(&control_mu_);
+  HFOPT_RETURN_IF_ERROR(CheckNotDeleted());
   if (const v1::Run run = Snapshot(); run.state() == v1::RUN_STATE_ENDED) {
     return WrongState(run, "cancelled", "any but ENDED");
   }
   StopThread(Intent::kCancel);
-  if (Snapshot().state() == v1::RUN_STATE_ENDED) return absl::OkStatus();  // by itself, just before
-  return End({TerminationReason::kCancelled, "by CancelRun"});
+  v1::Run before;
+  {
+    absl::MutexLock lock(&mu_);
+    before = record_;
+  }
+  if (before.state() == v1::RUN_STATE_ENDED) return absl::OkStatus();  // by itself, just before
+  const absl::Status ended = End({TerminationReason::kCancelled, "by CancelRun"});
+  if (ended.ok()) return ended;
+  {
+    absl::MutexLock lock(&mu_);
+    record_ = before;
+    ++state_version_;
+  }
+  Notify();
+  if (IsActive(before.state())) Launch();
+  return absl::Status(ended.code(), absl::StrCat("runs/", id_, " is not cancelled, and goes on as before: ", ended.message()));
+}
+
+absl::Status Run::Delete() {
+  absl::MutexLock control(&control_mu_);
+  const v1::Run run = Snapshot();
+  if (IsActive(run.state())) return absl::FailedPreconditionError(absl::StrCat(run.name(), " is active; pause or cancel it first"));
+  if (thread_.joinable()) StopThread(Intent::kShutdown);
+  deleting_ = true;
+  const absl::Status deleted = environment_.store->DeleteRun(id_);
+  if (!deleted.ok() && !absl::IsNotFound(deleted)) {
+    {
+      absl::MutexLock lock(&mu_);
+      record_.set_state_detail(absl::StrCat("its deletion has begun, and failed: ", deleted.message(), "; delete it again"));
+      ++state_version_;
+    }
+    Notify();
+    return absl::Status(deleted.code(), absl::StrCat(run.name(), " is not deleted yet: ", deleted.message(), "; delete it again"));
+  }
+  pool_->CloseSessions(absl::NotFoundError(absl::StrCat(run.name(), " was deleted")));
+  return deleted;
 }
 
 void Run::Shutdown() {
@@ -307,6 +349,7 @@ absl::Status Run::CheckInitialParameters(uint64_t size, v1::ElementType element_
 
 absl::Status Run::SetInitialParameters(AnyVector parameters) {
   absl::MutexLock control(&control_mu_);
+  HFOPT_RETURN_IF_ERROR(CheckNotDeleted());
   HFOPT_RETURN_IF_ERROR(CheckInitialParameters(Size(parameters), ElementTypeOf(parameters)));
   const std::string name = Snapshot().name();
   return std::visit(
@@ -358,6 +401,7 @@ absl::Status Run::End(const Termination& termination) {
     record.clear_state_detail();
     *record.mutable_termination() = TerminationToProto(termination);
   });
+  if (!stored.ok() && termination.reason == TerminationReason::kCancelled) return stored;  // Cancel takes it back
   v1::Finished finished;
   finished.set_reason(std::string(reason));
   finished.set_detail(termination.detail);

@@ -33,7 +33,7 @@ struct RunEnvironment {
   int default_keep_checkpoints = 2;
   int64_t memory_limit_bytes = INT64_MAX;
   absl::Duration first_storage_retry = absl::Seconds(1);  // on a full disk; grows to a minute
-  std::function<absl::Time()> now = absl::Now;
+  std::function<absl::Time()> now = SteadyNow;
   // One line for the log.
   std::function<void(const std::string&)> log = [](const std::string&) {};
 };
@@ -58,7 +58,10 @@ class Run {
   absl::Status Start();   // CREATED -> waiting or running
   absl::Status Pause();   // takes effect at once; an unfinished iteration is dropped and done again
   absl::Status Resume();  // PAUSED, FAILED -> waiting or running
-  absl::Status Cancel();  // -> ENDED
+  absl::Status Cancel();  // -> ENDED; as it was when that cannot be stored
+  // Removes what is stored of a run that is not active, and sends its workers away. When it fails nothing but another Delete is possible any more: part
+  // of it may have gone.
+  absl::Status Delete();
   // Whether a CREATED run can start from parameters of this size: RESOURCE_EXHAUSTED with bytes needed and allowed, INVALID_ARGUMENT with
   // both values when the run's are of another size or type.
   absl::Status CheckInitialParameters(uint64_t size, v1::ElementType element_type) const;
@@ -113,6 +116,8 @@ class Run {
   absl::Status UpdateRecord(const std::function<void(v1::Run&)>& change);
   absl::Status SetState(v1::RunState state, const std::string& detail);
   absl::Status End(const Termination& termination);
+  // FAILED_PRECONDITION once Delete has begun.
+  absl::Status CheckNotDeleted() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(control_mu_);
   // Adds a stored report to the history, and its time to the run's.
   absl::Status Publish(const v1::IterationReport& report, bool best);
   // Whether its held-out loss is the best evidence so far: on more held-out examples than any before, or lower on as many.
@@ -127,6 +132,7 @@ class Run {
 
   absl::Mutex control_mu_;  // serialises Start, Pause, ...; held while a thread is joined
   std::thread thread_ ABSL_GUARDED_BY(control_mu_);
+  bool deleting_ ABSL_GUARDED_BY(control_mu_) = false;  // or deleted
 
   mutable absl::Mutex mu_;
   v1::Run record_ ABSL_GUARDED_BY(mu_);

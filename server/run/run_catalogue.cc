@@ -192,6 +192,7 @@ absl::StatusOr<std::vector<StoredRun>> RunCatalogue::List() {
 
 absl::Status RunCatalogue::Delete(absl::string_view run_id) {
   absl::MutexLock lock(&mutex_);
+  HFOPT_FAILPOINT_OR_RETURN("catalogue.write");
   return Statement(*this, "DELETE FROM runs WHERE run_id = ?").Text(run_id).Run("delete a run");
 }
 

@@ -114,7 +114,7 @@ absl::StatusOr<std::shared_ptr<Run>> RunManager::Create(const v1::CreateRunReque
   record.set_name(absl::StrCat("runs/", request.run_id().c_str()));
   *record.mutable_options() = options;
   record.set_state(v1::RUN_STATE_CREATED);
-  record.mutable_create_time()->set_seconds(absl::ToUnixSeconds(environment_.now()));
+  record.mutable_create_time()->set_seconds(absl::ToUnixSeconds(absl::Now()));
   HFOPT_RETURN_IF_ERROR(environment_.store->PutRun(record, request.request_id()));
   HFOPT_ASSIGN_OR_RETURN(std::shared_ptr<Run> run,
                          Run::Open(std::move(record), request.request_id(), environment_));
@@ -151,17 +151,10 @@ absl::Status RunManager::Delete(absl::string_view name) {
     }
   }
   HFOPT_ASSIGN_OR_RETURN(const std::shared_ptr<Run> run, Find(name));
-  const v1::Run snapshot = run->Snapshot();
-  if (snapshot.state() == v1::RUN_STATE_RUNNING || snapshot.state() == v1::RUN_STATE_WAITING_FOR_WORKERS) {
-    return absl::FailedPreconditionError(absl::StrCat(name, " is active; pause or cancel it first"));
-  }
-  {
-    absl::MutexLock lock(&mu_);
-    if (runs_.erase(run->id()) == 0) return absl::NotFoundError(absl::StrCat("there is no run ", name));
-  }
-  run->Shutdown();
-  run->pool()->CloseSessions(absl::NotFoundError(absl::StrCat(name, " was deleted")));
-  return environment_.store->DeleteRun(run->id());
+  HFOPT_RETURN_IF_ERROR(run->Delete());
+  absl::MutexLock lock(&mu_);
+  runs_.erase(run->id());  // its id was taken until now
+  return absl::OkStatus();
 }
 
 void RunManager::Shutdown() {

@@ -110,7 +110,7 @@ class Matrix:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--build", type=Path, required=True, help="build folder with failpoints")
+    parser.add_argument("--build", type=lambda path: Path(path).resolve(), required=True, help="build folder with failpoints")
     parser.add_argument("--only", metavar="PATTERN", help="cells whose name has this regular expression")
     parser.add_argument("--list", action="store_true", help="print the names of the cells and end")
     parser.add_argument("--fast", action="store_true", help="a few cells, and one that passes every failpoint")

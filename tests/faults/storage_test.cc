@@ -128,5 +128,52 @@ TEST_F(Storage, AStartThatCannotBeStoredChangesNothing) {
   ExpectUndisturbed();
 }
 
+TEST_F(Storage, ACancelThatCannotBeStoredChangesNothing) {
+  ASSERT_TRUE(client_.Create("s", Options()).ok());
+  ASSERT_TRUE(client_.Start("s").ok());
+  ASSERT_TRUE(failpoint::Configure("catalogue.write=error(RESOURCE_EXHAUSTED)").ok());
+  const absl::Status refused = client_.Cancel("s").status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("runs/s is not cancelled, and goes on as before"));
+  EXPECT_EQ(client_.Get("s")->state(), v1::RUN_STATE_WAITING_FOR_WORKERS);
+  ASSERT_TRUE(failpoint::Configure("").ok());
+  WorkerThread<float> worker(MakeModel(), server_.address(), "s", "w");
+  const auto end = client_.Watch("s", 0, [](const v1::WatchRunResponse&) { return true; });
+  EXPECT_EQ(end->termination().reason(), v1::Termination::REASON_ITERATION_BUDGET);
+}
+
+// It used to be gone for the server while its files were there, and took a new run of its name with it at the next start.
+TEST_F(Storage, ADeletionThatCannotBeStoredIsDoneAgainBeforeItsNameIsFree) {
+  Begin("");
+  ExpectUndisturbed();
+  worker_.reset();
+  ASSERT_TRUE(failpoint::Configure("catalogue.write=error(RESOURCE_EXHAUSTED)").ok());
+  const absl::Status refused = client_.Delete("r");
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(refused.message()), AllOf(HasSubstr("runs/r is not deleted yet"), HasSubstr("delete it again")));
+  EXPECT_THAT(client_.Get("r")->state_detail(), HasSubstr("delete it again"));
+  ASSERT_TRUE(failpoint::Configure("").ok());
+  EXPECT_EQ(client_.Create("r", Options()).status().code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_EQ(client_.Cancel("r").status().code(), absl::StatusCode::kFailedPrecondition);
+  ASSERT_TRUE(client_.Delete("r").ok());
+  ASSERT_TRUE(client_.Create("r", Options()).ok());
+  server_.Restart();
+  EXPECT_EQ(server_.Client().Get("r")->state(), v1::RUN_STATE_CREATED);
+}
+
+TEST_F(Storage, AServerStartsOnADiskThatIsFullAlsoWhenADeletionHadBegun) {
+  Begin("");
+  ExpectUndisturbed();
+  worker_.reset();
+  ASSERT_TRUE(failpoint::Configure("catalogue.write=error(RESOURCE_EXHAUSTED)").ok());
+  EXPECT_FALSE(client_.Delete("r").ok());
+  server_.Restart();
+  client::RunClient client = server_.Client();
+  EXPECT_THAT(server_.log(), ::testing::Contains(HasSubstr("the deletion of run r, which had begun, cannot be finished")));
+  ASSERT_TRUE(failpoint::Configure("").ok());
+  EXPECT_TRUE(client.Delete("r").ok());
+  EXPECT_TRUE(client.Create("r", Options()).ok());
+}
+
 }  // namespace
 }  // namespace hfopt::testing

@@ -1,10 +1,13 @@
-# cmake -DBUILD=(build folder) -DSOURCE=(project) -P install_test.cmake
+# cmake -DBUILD=(build folder) -DSOURCE=(project) -DMPIRUN=(program, or empty: built without MPI) -P install_test.cmake
 set(scratch ${BUILD}/install_test)
 file(REMOVE_RECURSE ${scratch})
-foreach(command
-    "${CMAKE_COMMAND};--install;${BUILD};--prefix;${scratch}/prefix"
-    "${CMAKE_COMMAND};-S;${SOURCE};-B;${scratch}/build;-DCMAKE_PREFIX_PATH=${scratch}/prefix"
-    "${CMAKE_COMMAND};--build;${scratch}/build"
-    "${scratch}/build/installed_worker")
-  execute_process(COMMAND ${command} COMMAND_ERROR_IS_FATAL ANY)
-endforeach()
+function(run)
+  execute_process(COMMAND ${ARGV} COMMAND_ERROR_IS_FATAL ANY)
+endfunction()
+run(${CMAKE_COMMAND} --install ${BUILD} --prefix ${scratch}/prefix)
+run(${CMAKE_COMMAND} -S ${SOURCE} -B ${scratch}/build -DCMAKE_PREFIX_PATH=${scratch}/prefix)
+run(${CMAKE_COMMAND} --build ${scratch}/build)
+run(${scratch}/build/installed_worker)
+if(MPIRUN)
+  run(${MPIRUN} -n 2 ${scratch}/build/installed_group)
+endif()

@@ -343,6 +343,40 @@ TEST_F(ServiceTest, AHugeUploadIsRefusedAtItsHeaderAndLeavesTheServerWhole) {
   server_.Stop();  // returns: no stream is left behind
 }
 
+TEST_F(ServiceTest, AnUploadThatEndsAfterItsRunWasDeletedLeavesNothing) {
+  ASSERT_TRUE(client_.Create("a", Options(1)).ok());
+  const auto stub = v1::RunService::NewStub(client::MakeChannel(server_.address()));
+  grpc::ClientContext context;
+  v1::UploadParametersResponse response;
+  const auto upload = stub->UploadParameters(&context, &response);
+  v1::UploadParametersRequest message;
+  message.mutable_header()->set_name("runs/a");
+  message.mutable_header()->set_size(3);
+  message.mutable_header()->set_element_type(v1::ELEMENT_TYPE_FLOAT32);
+  ASSERT_TRUE(upload->Write(message));
+  message.mutable_chunk()->set_data(std::string(12, '\0'));
+  ASSERT_TRUE(upload->Write(message));
+  ASSERT_TRUE(client_.Delete("a").ok());
+  upload->WritesDone();
+  const grpc::Status end = upload->Finish();
+  EXPECT_FALSE(end.ok());
+  EXPECT_TRUE(client_.Create("a", Options(1)).ok()) << "the id is free";
+}
+
+TEST(UnixSocket, OfAServerIsNotTakenByAnother) {
+  TemporaryDirectory directory;
+  const std::string address = "unix:" + directory.path() + "/s";
+  TestServer first({.address = address});
+  server::ServerOptions options{.address = address};
+  options.state_directory = directory.path() + "/other";
+  const auto second = server::Server::Start(options, [](const std::string&) {});
+  EXPECT_EQ(second.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(second.status().message()), HasSubstr("another server does"));
+  EXPECT_TRUE(first.Client().Create("r", {}).ok());
+  first.Restart();  // and what a server has left behind is no obstacle
+  EXPECT_TRUE(first.Client().Get("r").ok());
+}
+
 TEST_F(ServiceTest, AWorkerWhoseModelDoesNotFitIsToldSoAndStops) {
   v1::RunOptions options = Options(1);
   options.set_shards(100'000);  // of whose answers each may have to wait for its turn

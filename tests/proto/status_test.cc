@@ -20,5 +20,11 @@ TEST(Status, KeepsOk) {
   EXPECT_TRUE(FromGrpc(grpc::Status::OK).ok());
 }
 
+TEST(Status, CutsAMessageThatWouldNotFitIntoHeaders) {
+  const grpc::Status cut = ToGrpc(absl::InternalError(std::string(100'000, 'x')));
+  EXPECT_LT(cut.error_message().size(), 4100u);
+  EXPECT_EQ(cut.error_message().substr(4000), "... (100000 bytes)");
+}
+
 }  // namespace
 }  // namespace hfopt::wire

@@ -32,7 +32,7 @@ class RunStoreCrash : public ::testing::Test {
 
   void Reopen() {
     store_.reset();
-    auto store = FileRunStore::Open(directory_.path());
+    auto store = FileRunStore::Open(directory_.path(), [this](const std::string& line) { log_.push_back(line); });
     ASSERT_TRUE(store.ok()) << store.status();
     store_ = *std::move(store);
   }
@@ -59,6 +59,7 @@ class RunStoreCrash : public ::testing::Test {
   }
 
   const TemporaryDirectory directory_;
+  std::vector<std::string> log_;
   std::unique_ptr<RunStore> store_;
 };
 
@@ -329,6 +330,7 @@ TEST_F(RunStoreCrash, RunsOfALostCatalogueCanBeginAnewFromTheirCheckpoints) {
   store_.reset();
   std::filesystem::remove(directory_.path() + "/hfopt.db");
   Reopen();
+  EXPECT_THAT(log_, ElementsAre(AllOf(HasSubstr(RunPath()), HasSubstr("was the database lost?"))));
   v1::Run run;
   run.set_name("runs/an4");
   const absl::Status refused = store_->PutRun(run, "");
@@ -343,6 +345,17 @@ TEST_F(RunStoreCrash, RunsOfALostCatalogueCanBeginAnewFromTheirCheckpoints) {
   const auto file = wire::ReadSafetensors(aside + "/an4/best.safetensors");
   ASSERT_TRUE(file.ok()) << file.status();
   EXPECT_TRUE(SameBits(file->Vector<float>("theta").value(), MakeState<float>(3).theta));
+}
+
+TEST_F(RunStoreCrash, FilesThatBelongToNoRunOrCannotBeUsedStopNoServer) {
+  Put("an4");
+  ASSERT_TRUE(Save(3).ok());
+  store_.reset();
+  WriteBytes(directory_.path() + "/runs/Notes.txt", "mine");
+  WriteBytes(directory_.path() + "/runs/notes", "also mine");
+  Reopen();
+  EXPECT_THAT(log_, ElementsAre(HasSubstr("/runs/Notes.txt is no run's"), HasSubstr("the files of run notes cannot be used")));
+  EXPECT_TRUE(store_->LoadLastCheckpoint("an4").ok());
 }
 
 TEST_F(RunStoreCrash, ACatalogueOfALaterVersionIsRefused) {

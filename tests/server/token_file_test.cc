@@ -90,6 +90,13 @@ TEST_F(TokenFileTest, AChangeThatCannotBeReadIsLoggedOnceAndLeavesWhatWasInForce
   EXPECT_THAT(log_, ::testing::ElementsAre(AllOf(HasSubstr("line 1"), HasSubstr("stay in force"))));
   ASSERT_EQ(remove(path_.c_str()), 0);
   EXPECT_TRUE((*file)->Find("abc").has_value());
+  EXPECT_TRUE((*file)->Find("abc").has_value());
+  ASSERT_EQ(log_.size(), 2);
+  EXPECT_THAT(log_[1], AllOf(HasSubstr("No such file"), HasSubstr("stay in force")));
+  Write(std::string("worker w ") + kAbc + "\n");
+  EXPECT_TRUE((*file)->Find("abc").has_value());
+  ASSERT_EQ(log_.size(), 3);
+  EXPECT_THAT(log_[2], HasSubstr("read 1 tokens"));
 }
 
 }  // namespace

@@ -288,6 +288,32 @@ TEST_F(WorkerPoolTest, RefusesAStaleIncarnationAndReplacesAnOlderOne) {
   EXPECT_EQ(old->closed()->code(), absl::StatusCode::kFailedPrecondition);
 }
 
+TEST_F(WorkerPoolTest, AnOlderIncarnationMayComeOnceTheNewerOneIsLost) {
+  const auto link = Join(HelloOf("a", 5));
+  pool_.SetShards(1);
+  pool_.OnDisconnected(link.get());
+  EXPECT_EQ(pool_.Join(HelloOf("a", 4), MakeLink()).code(), absl::StatusCode::kFailedPrecondition);
+  Advance(kLease + absl::Seconds(1));
+  EXPECT_TRUE(pool_.Join(HelloOf("a", 4), MakeLink()).ok()) << "the clock of its machine was set back";
+}
+
+TEST_F(WorkerPoolTest, BoundsWhatWorkersSayOfThemselves) {
+  v1::Hello hello = HelloOf("a");
+  hello.set_model_signature(std::string(4001, 'm'));
+  EXPECT_THAT(std::string(pool_.Join(hello, MakeLink()).message()), HasSubstr("model_signature has 4001 bytes; allowed: up to 4000"));
+  pool_.SetShards(1);
+  const auto link = Join(HelloOf("a"));
+  auto result = EvaluateAsync(1);
+  v1::Answer answer;
+  answer.set_request_id(link->AwaitRequests(1)[0].id());
+  answer.mutable_failure()->set_code(13);
+  answer.mutable_failure()->set_message(std::string(100'000, 'x'));
+  EXPECT_TRUE(pool_.OnAnswer(link.get(), answer, {}).ok());
+  const absl::Status failed = result.get().status();
+  EXPECT_LT(failed.message().size(), 2200u);
+  EXPECT_THAT(std::string(failed.message()), HasSubstr("(100000 bytes)"));
+}
+
 TEST_F(WorkerPoolTest, AnswersComeInTheOrderOfUnitsWhateverTheOrderOfArrival) {
   pool_.SetShards(2);
   const auto a = Join(HelloOf("a")), b = Join(HelloOf("b"));
@@ -442,6 +468,8 @@ TEST_F(WorkerPoolTest, RefusesAnswersThatAreNotWhatWasAsked) {
   wrong("b", [](v1::Answer& answer) { answer.mutable_losses()->set_weight(0); }, "weight 0");
   wrong("c", [](v1::Answer& answer) { answer.mutable_product()->set_weight(1); }, "not of kind losses");
   wrong("d", [](v1::Answer& answer) { answer.mutable_losses()->add_metrics()->set_name("errors"); }, "metric errors");
+  wrong("e", [](v1::Answer& answer) { answer.mutable_losses()->add_metrics()->set_name(std::string(101, 'e')); }, "101 bytes; allowed: up to 100");
+  wrong("f", [](v1::Answer& answer) { for (int i = 0; i < 101; ++i) answer.mutable_losses()->add_metrics()->add_sums(1); }, "101 metrics; allowed: up to 100");
 }
 
 TEST_F(WorkerPoolTest, WaitsForAPrivateShardAndSaysSo) {

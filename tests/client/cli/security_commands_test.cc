@@ -1,11 +1,16 @@
 // hfopt certs, token and doctor as programs, against a real server.
 
+#include <netinet/in.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "gmock/gmock.h"
@@ -169,6 +174,45 @@ TEST_F(SecurityCommands, TheDoctorTellsWhoIsUnknown) {
   const Outcome tls = Doctor(address_, {"--tls"});
   EXPECT_THAT(tls.out, AllOf(HasSubstr("TLS"), HasSubstr("does not speak TLS")));
   EXPECT_THAT(tls.err, HasSubstr("--tls-cert"));
+}
+
+TEST_F(SecurityCommands, TheDoctorTellsSilenceFromRefusalAndSurvivesBoth) {
+  ASSERT_EQ(Hfopt({"certs", "--dir", certs_}).code, 0);
+  sockaddr_in place{.sin_family = AF_INET, .sin_port = 0, .sin_addr = {htonl(INADDR_LOOPBACK)}, .sin_zero = {}};
+  socklen_t size = sizeof place;
+  const int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  ASSERT_EQ(bind(listener, reinterpret_cast<sockaddr*>(&place), size), 0);
+  ASSERT_EQ(listen(listener, 16), 0);
+  getsockname(listener, reinterpret_cast<sockaddr*>(&place), &size);
+  const std::string address = absl::StrCat("127.0.0.1:", ntohs(place.sin_port));
+  // The kernel accepts, and nobody answers.
+  for (const std::vector<std::string>& options : {std::vector<std::string>{}, {"--ca", certs_ + "/ca.pem"}}) {
+    std::vector<std::string> all = options;
+    all.insert(all.end(), {"--timeout", "0.2"});
+    const Outcome silent = Doctor(address, all);
+    EXPECT_EQ(silent.code, 4) << silent.out << silent.err;
+    EXPECT_THAT(silent.out, AllOf(HasSubstr(address), HasSubstr("says nothing for 200ms")));
+  }
+  // Whoever is there closes at once.
+  std::thread closer([&] {
+    for (int fd; (fd = accept(listener, nullptr, nullptr)) >= 0;) {
+      const linger reset{.l_onoff = 1, .l_linger = 0};
+      setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+      close(fd);
+    }
+  });
+  for (const std::vector<std::string>& options : {std::vector<std::string>{}, {"--ca", certs_ + "/ca.pem"}}) {
+    const Outcome closed = Doctor(address, options);
+    EXPECT_EQ(closed.code, 4) << closed.out << closed.err;
+    EXPECT_THAT(closed.out + closed.err, AllOf(HasSubstr("FAILED"), HasSubstr("what to do: ")));
+  }
+  shutdown(listener, SHUT_RDWR);
+  closer.join();
+  close(listener);
+  const Outcome port = Doctor("127.0.0.1:99999");
+  EXPECT_THAT(port.out + port.err, AllOf(HasSubstr("\"99999\""), HasSubstr("from 1 to 65535")));
+  const Outcome folder = Doctor(address, {"--ca", certs_});
+  EXPECT_THAT(folder.out + folder.err, AllOf(HasSubstr(certs_), HasSubstr("directory"))) << folder.code;
 }
 
 TEST_F(SecurityCommands, APublicAddressWithoutTlsIsRefused) {
