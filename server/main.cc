@@ -73,6 +73,7 @@ int main(int argc, char** argv) {
   sigemptyset(&signals);
   sigaddset(&signals, SIGTERM);
   sigaddset(&signals, SIGINT);
+  sigaddset(&signals, SIGHUP);  // its terminal goes
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
 
   // gRPC's last user to leave may wait some ten seconds for a thread of it; so there is none.
@@ -95,11 +96,12 @@ int main(int argc, char** argv) {
 
   int signal = 0;
   sigwait(&signals, &signal);
-  spdlog::info("{}: draining; runs go on when the server starts again", signal == SIGTERM ? "SIGTERM" : "SIGINT");
+  spdlog::info("{}: draining; runs go on when the server starts again", signal == SIGTERM ? "SIGTERM" : signal == SIGHUP ? "SIGHUP" : "SIGINT");
   // A second signal ends the process at once.
   pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
   ::signal(SIGTERM, SIG_DFL);
   ::signal(SIGINT, SIG_DFL);
+  ::signal(SIGHUP, SIG_DFL);
   (*server)->Shutdown();
   spdlog::info("stopped");
   return 0;

@@ -2,6 +2,8 @@
 
 #include <unistd.h>
 
+#include <cstring>
+
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -17,7 +19,10 @@ absl::Status CheckAddress(const char* option, const std::string& address) {
   if (address.find(':') == std::string::npos) {
     return absl::InvalidArgumentError(absl::StrCat(option, " is \"", address.c_str(), "\"; it must be HOST:PORT or unix:PATH"));
   }
-  if (IsUnixSocket(address)) return absl::OkStatus();
+  if (IsUnixSocket(address)) {
+    if (address.size() > strlen("unix:")) return absl::OkStatus();
+    return absl::InvalidArgumentError(absl::StrCat(option, " is \"unix:\"; it must be HOST:PORT or unix:PATH"));
+  }
   // gRPC takes a port modulo 65536.
   const std::string port = address.substr(address.rfind(':') + 1);
   int number = 0;

@@ -2,9 +2,12 @@
 
 #include <openssl/rand.h>
 #include <openssl/sha.h>
+#include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
@@ -43,10 +46,34 @@ std::vector<std::string> UsualNames() {
   return names;
 }
 
-std::string ReadAll(const std::string& file) {
+// Empty when there is no such file.
+absl::StatusOr<std::string> ReadAll(const std::string& file) {
+  HFOPT_RETURN_IF_ERROR(CheckReplaceable(file));
+  errno = 0;
   std::ifstream in(file, std::ios::binary);
-  return std::string((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
+  if (!in.is_open() && errno == ENOENT) return "";
+  std::string text((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
+  if (!in.is_open() || in.bad()) return absl::ErrnoToStatus(errno == 0 ? EIO : errno, absl::StrCat("cannot read ", file));
+  return text;
 }
+
+// Held while a file of this directory is read and replaced, against another program of ours that does. Leaves nothing behind.
+class DirectoryLock {
+ public:
+  explicit DirectoryLock(const std::string& file) {
+    const std::string directory = std::filesystem::path(file).parent_path();
+    descriptor_ = open(directory.empty() ? "." : directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (descriptor_ >= 0) flock(descriptor_, LOCK_EX);
+  }
+  ~DirectoryLock() {
+    if (descriptor_ >= 0) close(descriptor_);
+  }
+  DirectoryLock(const DirectoryLock&) = delete;
+  DirectoryLock& operator=(const DirectoryLock&) = delete;
+
+ private:
+  int descriptor_;
+};
 
 absl::Status Write(const std::string& directory, const std::string& name, const KeyPair& pair) {
   // The key first: whoever sees the new certificate finds its key.
@@ -62,7 +89,9 @@ absl::StatusOr<CertificateAuthority> AuthorityOf(const CertsFlags& flags, absl::
     HFOPT_RETURN_IF_ERROR(Write(flags.directory, "ca", ca.pem()));
     return ca;
   }
-  absl::StatusOr<CertificateAuthority> ca = CertificateAuthority::Load({.certificate = ReadAll(certificate), .key = ReadAll(key)});
+  HFOPT_ASSIGN_OR_RETURN(const std::string certificate_pem, ReadAll(certificate));
+  HFOPT_ASSIGN_OR_RETURN(const std::string key_pem, ReadAll(key));
+  absl::StatusOr<CertificateAuthority> ca = CertificateAuthority::Load({.certificate = certificate_pem, .key = key_pem});
   if (!ca.ok()) {
     return absl::InvalidArgumentError(absl::StrCat(certificate, " with ", key, " ", ca.status().message(),
                                                    "; bring both back, or name another directory with --dir for a new CA"));
@@ -111,7 +140,8 @@ absl::Status MakeToken(const TokenFlags& flags) {
   const std::string token =
       absl::StrCat("hfopt_", absl::WebSafeBase64Escape(absl::string_view(reinterpret_cast<const char*>(random), sizeof(random))));
   SHA256(reinterpret_cast<const unsigned char*>(token.data()), token.size(), digest);
-  std::string lines = ReadAll(flags.tokens);
+  const DirectoryLock lock(flags.tokens);
+  HFOPT_ASSIGN_OR_RETURN(std::string lines, ReadAll(flags.tokens));
   if (!lines.empty() && lines.back() != '\n') lines += '\n';
   absl::StrAppend(&lines, flags.role, " ", flags.name, " sha256:", absl::BytesToHexString(absl::string_view(reinterpret_cast<const char*>(digest), sizeof(digest))), "\n");
   HFOPT_RETURN_IF_ERROR(ReplaceFile(flags.tokens, lines, 0600));

@@ -249,6 +249,11 @@ std::vector<Step> Diagnose(const ConnectionFlags& flags, absl::Duration timeout)
   if (!target->unix_path.empty()) {
     steps.push_back(Skipped("name", "a Unix socket"));
     sockaddr_un address{.sun_family = AF_UNIX, .sun_path = {}};
+    if (target->unix_path.size() >= sizeof(address.sun_path)) {
+      steps.back() = Failed("name", absl::StrCat("the path of the socket has ", target->unix_path.size(), " bytes; the system allows ", sizeof(address.sun_path) - 1),
+                            "put the socket into a directory with a shorter name");
+      return steps;
+    }
     std::strncpy(address.sun_path, target->unix_path.c_str(), sizeof(address.sun_path) - 1);
     dial = [address, timeout] { return Dial(AF_UNIX, reinterpret_cast<const sockaddr*>(&address), sizeof(address), timeout); };
   } else {

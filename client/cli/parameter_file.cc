@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "client/cli/replace_file.h"
 #include "client/models/status_macros.h"
 #include "proto/wire/safetensors.h"
 
@@ -19,6 +20,7 @@ absl::Status WriteParameters(const std::string& path, const std::string& run_id,
   more["hfopt.run"] = run_id;
   more["hfopt.iteration"] = absl::StrCat(parameters.iteration);
   more["hfopt.held_out_loss"] = absl::StrCat(parameters.held_out_loss);
+  HFOPT_RETURN_IF_ERROR(CheckReplaceable(path));
   const std::string temporary = absl::StrCat(path, ".", getpid(), ".tmp");
   const wire::TensorView view = wire::View(kTensor, parameters.theta);
   absl::Status status = wire::WriteSafetensors(temporary, {view}, more);

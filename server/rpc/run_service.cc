@@ -363,6 +363,9 @@ grpc::ServerWriteReactor<v1::DownloadParametersResponse>* RunService::DownloadPa
                                                                             : runs_.store().LoadBestCheckpoint(run->id());
     // Before an iteration was accepted the last parameters are the best.
     if (absl::IsNotFound(loaded.status()) && !request->has_iteration()) loaded = runs_.store().LoadLastCheckpoint(run->id());
+    if (absl::IsDataLoss(loaded.status()) && !request->has_iteration() && request->version() != v1::DownloadParametersRequest::VERSION_LAST) {
+      return absl::DataLossError(absl::StrCat(loaded.status().message(), "; download the last ones instead (hfopt params download --version last)"));
+    }
     HFOPT_RETURN_IF_ERROR(loaded.status());
     return std::move(loaded->checkpoint);
   };

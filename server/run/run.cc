@@ -271,7 +271,17 @@ absl::Status Run::Pause() {
     return WrongState(run, "paused", "RUNNING, WAITING_FOR_WORKERS");
   }
   StopThread(Intent::kPause);
-  return absl::OkStatus();
+  absl::Status filed;
+  {
+    absl::MutexLock lock(&mu_);
+    if (filed_.ok() || record_.state() != v1::RUN_STATE_PAUSED) return absl::OkStatus();
+    filed = filed_;
+    record_.set_state(v1::RUN_STATE_RUNNING);
+    ++state_version_;
+  }
+  Notify();
+  Launch();
+  return absl::Status(filed.code(), absl::StrCat("runs/", id_, " is not paused, and goes on as before: ", filed.message()));
 }
 
 absl::Status Run::Cancel() {
@@ -389,6 +399,10 @@ void Run::Main() {
   } else if (intent == Intent::kNone) {
     filed = SetState(v1::RUN_STATE_FAILED, std::string(end.status().message()));
   }  // Cancel files the end itself. On shutdown the stored state stays as it is: the run goes on when the server starts again.
+  {
+    absl::MutexLock lock(&mu_);
+    filed_ = filed;
+  }
   if (!filed.ok()) environment_.log(absl::StrCat("runs/", id_, ": its state could not be stored: ", filed.message()));
 }
 

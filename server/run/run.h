@@ -56,7 +56,7 @@ class Run {
 
   // FAILED_PRECONDITION, naming the state, when the run is not in a state for it.
   absl::Status Start();   // CREATED -> waiting or running
-  absl::Status Pause();   // takes effect at once; an unfinished iteration is dropped and done again
+  absl::Status Pause();   // takes effect at once; an unfinished iteration is dropped and done again. As it was when that cannot be stored
   absl::Status Resume();  // PAUSED, FAILED -> waiting or running
   absl::Status Cancel();  // -> ENDED; as it was when that cannot be stored
   // Removes what is stored of a run that is not active, and sends its workers away. When it fails nothing but another Delete is possible any more: part
@@ -138,6 +138,7 @@ class Run {
   v1::Run record_ ABSL_GUARDED_BY(mu_);
   std::vector<v1::IterationReport> reports_ ABSL_GUARDED_BY(mu_);
   Intent intent_ ABSL_GUARDED_BY(mu_) = Intent::kNone;
+  absl::Status filed_ ABSL_GUARDED_BY(mu_);  // whether the state that the thread left could be stored
   uint64_t state_version_ ABSL_GUARDED_BY(mu_) = 1;
 
   absl::Mutex subscribers_mu_;  // held while subscribers are called

@@ -128,6 +128,19 @@ TEST_F(Storage, AStartThatCannotBeStoredChangesNothing) {
   ExpectUndisturbed();
 }
 
+TEST_F(Storage, APauseThatCannotBeStoredChangesNothing) {
+  ASSERT_TRUE(client_.Create("r", Options()).ok());
+  ASSERT_TRUE(client_.Start("r").ok());
+  ASSERT_TRUE(failpoint::Configure("catalogue.write=error(RESOURCE_EXHAUSTED)").ok());
+  const absl::Status refused = client_.Pause("r").status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("runs/r is not paused, and goes on as before"));
+  EXPECT_EQ(client_.Get("r")->state(), v1::RUN_STATE_WAITING_FOR_WORKERS);
+  ASSERT_TRUE(failpoint::Configure("").ok());
+  worker_ = std::make_unique<WorkerThread<float>>(MakeModel(), server_.address(), "r", "w");
+  ExpectUndisturbed();
+}
+
 TEST_F(Storage, ACancelThatCannotBeStoredChangesNothing) {
   ASSERT_TRUE(client_.Create("s", Options()).ok());
   ASSERT_TRUE(client_.Start("s").ok());

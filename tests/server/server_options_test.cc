@@ -59,6 +59,7 @@ TEST(ServerOptions, NamesTheBadValue) {
     EXPECT_TRUE(ServerOptions{.address = address}.Validate().ok()) << address;
   }
   EXPECT_THAT(std::string(ServerOptions{.health_address = "1:99999"}.Validate().message()), HasSubstr("--health-address"));
+  EXPECT_THAT(std::string(ServerOptions{.address = "unix:"}.Validate().message()), HasSubstr("unix:PATH"));
   EXPECT_THAT(std::string(ServerOptions{.lease_seconds = 0}.Validate().message()), HasSubstr("--lease is 0"));
   EXPECT_THAT(std::string(ServerOptions{.transfer_idle_seconds = 0}.Validate().message()), HasSubstr("--transfer-idle is 0 s; allowed: 0.05"));
   EXPECT_THAT(std::string(ServerOptions{.keep_checkpoints = 0}.Validate().message()), HasSubstr("--keep-checkpoints"));

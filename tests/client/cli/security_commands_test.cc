@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <thread>
@@ -107,6 +108,20 @@ TEST_F(SecurityCommands, TokensAreShownOnceAndKeptAsDigests) {
 
   // A worker waits for its run with a token, and stops at once without.
   EXPECT_EQ(RunProgram({HFOPT_WORKER_BINARY, "--server", address_, "--run", "a", "--worker-id", "w", "--task", "digits", "--data", HFOPT_DIGITS_DATA}).code, 5);
+}
+
+TEST_F(SecurityCommands, TokensOfOneFileAreNotLostHoweverTheyAreMade) {
+  const std::string file = directory_ / "tokens";
+  std::vector<std::thread> makers;
+  for (int i = 0; i < 8; ++i) {
+    makers.emplace_back([&, i] { EXPECT_EQ(Hfopt({"token", absl::StrCat("w", i), "--tokens", file}).code, 0); });
+  }
+  for (std::thread& maker : makers) maker.join();
+  const std::string lines = ReadFile(file);
+  EXPECT_EQ(std::count(lines.begin(), lines.end(), '\n'), 8) << lines;
+  const Outcome folder = Hfopt({"token", "w", "--tokens", directory_ / ""});
+  EXPECT_EQ(folder.code, 2) << folder.err;
+  EXPECT_THAT(folder.err, HasSubstr("no file that could be replaced"));
 }
 
 TEST_F(SecurityCommands, TheDoctorPassesWhereAllIsWell) {
