@@ -1,5 +1,6 @@
 #include "server/evaluation/transfer_watchdog.h"
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -40,6 +41,11 @@ TransferWatchdog::~TransferWatchdog() {
     stopping_ = true;
   }
   thread_.join();
+}
+
+int TransferWatchdog::waiting() const {
+  absl::MutexLock lock(&mu_);
+  return static_cast<int>(std::count_if(streams_.begin(), streams_.end(), [](const Stream* stream) { return stream->complaint_ != nullptr; }));
 }
 
 void TransferWatchdog::Check() {

@@ -47,6 +47,9 @@ class TransferWatchdog {
     std::atomic<int64_t> since_ = 0;  // ns; of the last Await
   };
 
+  // Streams that wait for their peer now.
+  int waiting() const;
+
   // Ends those that are late. Its own thread does this four times within the limit.
   void Check();
 
@@ -54,7 +57,7 @@ class TransferWatchdog {
   const absl::Duration limit_;
   const std::function<void(const std::string&)> log_;
   const std::function<absl::Time()> now_;
-  absl::Mutex mu_;
+  mutable absl::Mutex mu_;
   std::set<Stream*> streams_ ABSL_GUARDED_BY(mu_);
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   std::thread thread_;
