@@ -76,6 +76,7 @@ double Median(std::vector<double> values) {
 }
 
 int Main() {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);  // rounds as they come, also into a file
   std::vector<double> ratios, journal_ratios, in_process, service;
   v1::PhaseSeconds phases;
   for (int round = 0; round < kRounds; ++round) {
