@@ -58,18 +58,18 @@ absl::StatusOr<std::string> ReadAll(const std::string& file) {
 }
 
 // Held while a file of this directory is read and replaced, against another program of ours that does. Leaves nothing behind.
-class DirectoryLock {
+class ReplacementLock {
  public:
-  explicit DirectoryLock(const std::string& file) {
+  explicit ReplacementLock(const std::string& file) {
     const std::string directory = std::filesystem::path(file).parent_path();
     descriptor_ = open(directory.empty() ? "." : directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (descriptor_ >= 0) flock(descriptor_, LOCK_EX);
   }
-  ~DirectoryLock() {
+  ~ReplacementLock() {
     if (descriptor_ >= 0) close(descriptor_);
   }
-  DirectoryLock(const DirectoryLock&) = delete;
-  DirectoryLock& operator=(const DirectoryLock&) = delete;
+  ReplacementLock(const ReplacementLock&) = delete;
+  ReplacementLock& operator=(const ReplacementLock&) = delete;
 
  private:
   int descriptor_;
@@ -140,7 +140,7 @@ absl::Status MakeToken(const TokenFlags& flags) {
   const std::string token =
       absl::StrCat("hfopt_", absl::WebSafeBase64Escape(absl::string_view(reinterpret_cast<const char*>(random), sizeof(random))));
   SHA256(reinterpret_cast<const unsigned char*>(token.data()), token.size(), digest);
-  const DirectoryLock lock(flags.tokens);
+  const ReplacementLock lock(flags.tokens);
   HFOPT_ASSIGN_OR_RETURN(std::string lines, ReadAll(flags.tokens));
   if (!lines.empty() && lines.back() != '\n') lines += '\n';
   absl::StrAppend(&lines, flags.role, " ", flags.name, " sha256:", absl::BytesToHexString(absl::string_view(reinterpret_cast<const char*>(digest), sizeof(digest))), "\n");

@@ -1,17 +1,17 @@
 #include "proto/wire/status.h"
 
-#include <string>
-
 #include "absl/strings/str_cat.h"
 
 namespace hfopt::wire {
 
+std::string Shortened(const std::string& text, size_t most) {
+  return text.size() <= most ? text : absl::StrCat(text.substr(0, most), "... (", text.size(), " bytes)");
+}
+
 grpc::Status ToGrpc(const absl::Status& status) {
   if (status.ok()) return grpc::Status::OK;
   constexpr size_t kMostBytes = 4000;
-  std::string message(status.message());
-  if (message.size() > kMostBytes) message = absl::StrCat(message.substr(0, kMostBytes), "... (", message.size(), " bytes)");
-  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), message);
+  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), Shortened(std::string(status.message()), kMostBytes));
 }
 
 absl::Status FromGrpc(const grpc::Status& status) {

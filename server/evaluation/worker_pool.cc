@@ -9,6 +9,7 @@
 #include "absl/strings/str_join.h"
 #include "core/status_macros.h"
 #include "proto/failpoint/failpoint.h"
+#include "proto/wire/status.h"
 #include "proto/wire/vector_codec.h"
 
 namespace hfopt::server {
@@ -43,10 +44,6 @@ bool Contains(const auto& repeated, const auto& value) {
 // Of what workers say and people are told: more has no use, and would make every answer that shows it large.
 constexpr size_t kMostSignatureBytes = 4000, kMostFailureBytes = 2000, kMostMetricBytes = 100;
 constexpr int kMostMetrics = 100;
-
-std::string Shortened(const std::string& text, size_t most) {
-  return text.size() <= most ? text : absl::StrCat(text.substr(0, most).c_str(), "... (", text.size(), " bytes)");
-}
 
 absl::string_view View(const std::string& s) { return s; }
 
@@ -384,7 +381,7 @@ absl::Status WorkerPool::OnAnswer(const WorkerLink* link, v1::Answer answer, std
   if (answer.has_failure()) {
     const auto code = static_cast<absl::StatusCode>(answer.failure().code());
     Fail(pending, worker_id, absl::Status(code == absl::StatusCode::kOk ? absl::StatusCode::kUnknown : code,
-                               absl::StrCat("could not answer: ", Shortened(answer.failure().message(), kMostFailureBytes))));
+                               absl::StrCat("could not answer: ", wire::Shortened(answer.failure().message(), kMostFailureBytes))));
     return absl::OkStatus();
   }
   if (absl::Status status = CheckAnswer(request, answer, vectors); !status.ok()) {

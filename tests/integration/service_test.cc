@@ -19,6 +19,15 @@ using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
+// Begins an upload of float32.
+v1::UploadParametersRequest UploadHeader(const std::string& run, uint64_t size) {
+  v1::UploadParametersRequest message;
+  message.mutable_header()->set_name(run);
+  message.mutable_header()->set_size(size);
+  message.mutable_header()->set_element_type(v1::ELEMENT_TYPE_FLOAT32);
+  return message;
+}
+
 class ServiceTest : public ::testing::Test {
  protected:
   std::unique_ptr<WorkerThread<float>> StartWorker(const std::string& run_id, const std::string& layers = "64-10",
@@ -332,10 +341,7 @@ TEST_F(ServiceTest, AHugeUploadIsRefusedAtItsHeaderAndLeavesTheServerWhole) {
     grpc::ClientContext context;
     v1::UploadParametersResponse response;
     const auto stream = stub->UploadParameters(&context, &response);
-    v1::UploadParametersRequest request;
-    request.mutable_header()->set_name("runs/a");
-    request.mutable_header()->set_size(size);
-    request.mutable_header()->set_element_type(v1::ELEMENT_TYPE_FLOAT32);
+    v1::UploadParametersRequest request = UploadHeader("runs/a", size);
     stream->Write(request);
     EXPECT_THAT(Refusal(wire::FromGrpc(stream->Finish()), absl::StatusCode::kResourceExhausted),
                 AllOf(HasSubstr("MiB"), HasSubstr("allows 1000 MiB"), HasSubstr("--memory-limit")));
@@ -349,10 +355,7 @@ TEST_F(ServiceTest, AnUploadThatEndsAfterItsRunWasDeletedLeavesNothing) {
   grpc::ClientContext context;
   v1::UploadParametersResponse response;
   const auto upload = stub->UploadParameters(&context, &response);
-  v1::UploadParametersRequest message;
-  message.mutable_header()->set_name("runs/a");
-  message.mutable_header()->set_size(3);
-  message.mutable_header()->set_element_type(v1::ELEMENT_TYPE_FLOAT32);
+  v1::UploadParametersRequest message = UploadHeader("runs/a", 3);
   ASSERT_TRUE(upload->Write(message));
   message.mutable_chunk()->set_data(std::string(12, '\0'));
   ASSERT_TRUE(upload->Write(message));
@@ -415,10 +418,7 @@ TEST(TransferIdle, EndsAnUploadAndASessionOfWhichNothingComesOverARealConnection
   v1::UploadParametersResponse response;
   const auto stub = v1::RunService::NewStub(channel);
   const auto upload = stub->UploadParameters(&upload_context, &response);
-  v1::UploadParametersRequest header;
-  header.mutable_header()->set_name("runs/r");
-  header.mutable_header()->set_size(1000);
-  header.mutable_header()->set_element_type(v1::ELEMENT_TYPE_FLOAT32);
+  v1::UploadParametersRequest header = UploadHeader("runs/r", 1000);
   ASSERT_TRUE(upload->Write(header));
   const auto sessions = v1::EvaluationService::NewStub(channel);
   const auto session = sessions->Session(&session_context);

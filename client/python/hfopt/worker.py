@@ -210,10 +210,7 @@ class Worker:
                 resident = {}  # what is released later is not to be held here
             else:
                 assert dtype is not None
-                evaluated = self._evaluator.evaluate(evaluation, dtype)
-                if evaluated.bfloat16:
-                    evaluated.vectors = [(t, from_bfloat16(to_bfloat16(vector))) for t, vector in evaluated.vectors]
-                self._finish(evaluation.vectors, evaluated)
+                self._finish(evaluation.vectors, self._evaluator.evaluate(evaluation, dtype))
 
     def _finish(self, vectors: Vectors, evaluated: Evaluated) -> None:
         with self._changed:
@@ -271,11 +268,14 @@ class Worker:
         for transfer, vector in evaluated.vectors:
             header = vector_pb2.VectorHeader(transfer=transfer, size=len(vector),
                                              element_type=ELEMENT_TYPES[vector.dtype.name])
-            slot = None if session.to_server is None else session.to_server.write(vector)
+            halves = to_bfloat16(vector) if evaluated.bfloat16 else None
+            slot = None
+            if session.to_server is not None:
+                slot = session.to_server.write(vector if halves is None else from_bfloat16(halves))
             if slot is not None:
                 header.slot = slot
-            elif evaluated.bfloat16:
-                vector, header.element_type = to_bfloat16(vector), vector_pb2.ELEMENT_TYPE_BFLOAT16
+            elif halves is not None:
+                vector, header.element_type = halves, vector_pb2.ELEMENT_TYPE_BFLOAT16
             yield service_pb2.SessionRequest(vector_header=header).SerializeToString()
             if slot is None:
                 for offset, data in chunks_of(vector, session.chunk_size):
