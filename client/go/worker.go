@@ -109,7 +109,14 @@ func serve(client pb.EvaluationServiceClient) error {
 	}
 	s := &session{stream: stream, incoming: map[uint64]*transfer{}}
 	s.send(&pb.SessionRequest{Message: &pb.SessionRequest_Hello{Hello: hello}})
-	for { // also while the model computes and while answers are sent
+	requests := make(chan *pb.EvaluationRequest, 1<<16)
+	defer close(requests)
+	go func() {
+		for request := range requests {
+			s.answer(request)
+		}
+	}()
+	for { // reads on while the model computes and while answers are sent
 		response, err := stream.Recv()
 		if err != nil {
 			return err
@@ -127,7 +134,7 @@ func serve(client pb.EvaluationServiceClient) error {
 			s.put(m.VectorChunk)
 		case *pb.SessionResponse_Evaluation:
 			if _, again := s.pending.LoadOrStore(m.Evaluation.Id, true); !again {
-				go s.answer(m.Evaluation)
+				requests <- m.Evaluation
 			}
 		case *pb.SessionResponse_Cancel:
 			s.pending.Delete(m.Cancel.RequestId)
@@ -182,7 +189,7 @@ func (s *session) put(chunk *pb.VectorChunk) {
 	}
 }
 
-// answer computes and sends, one request after the other: first the vector, then the answer that names it.
+// answer computes and sends: first the vector, then the answer that names it.
 func (s *session) answer(request *pb.EvaluationRequest) {
 	s.answering.Lock()
 	defer s.answering.Unlock()
@@ -276,6 +283,8 @@ func require(met bool, format string, values ...any) {
 }
 
 func must[T any](value T, err error) T {
-	require(err == nil, "%v", err)
+	if err != nil {
+		log.Fatal(err)
+	}
 	return value
 }
