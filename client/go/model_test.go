@@ -51,7 +51,6 @@ func TestEveryWindowHasBothClasses(t *testing.T) {
 	}
 }
 
-// Failures are told by require's message or by Go's own.
 func TestWhatCannotBeAnsweredIsAFailure(t *testing.T) {
 	training, _ := loadDigits("../models/digits")
 	data[pb.DataSet_DATA_SET_TRAINING] = training
