@@ -1,217 +1,290 @@
 // A worker of hfopt on generated stubs: the conversation of proto/hfopt/v1/evaluation_service.proto, in the steps of client/README.md.
-// Copy it and put your own model in the place of digits to have the model trained.
+// Copy it and put your own model in the place of model.go to have the model trained.
 package main
 
 import (
-	"cmp"
 	"context"
 	"encoding/binary"
+	"flag"
 	"fmt"
 	"log"
+	"math"
 	"math/rand/v2"
+	"os"
+	"os/signal"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	pb "hfopt/worker/hfoptv1"
 )
 
-// Small enough for a slow link to carry one within the lease: before all of it is there, nothing of it is heard.
-const chunkBytes = 1 << 16
+const (
+	float64Type = pb.ElementType_ELEMENT_TYPE_FLOAT64
+	chunkBytes  = 1 << 16 // a slow link has to carry one within the lease: nothing of it is heard before all of it is there
+)
 
-// worker is what outlives a session.
-type worker struct {
-	model   digits
-	hello   *pb.Hello
-	vectors map[string][]float64 // by name
+var (
+	leave, stop = signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	data        = map[pb.DataSet][]example{}
+	vectors     sync.Map // by name
+	hello       = &pb.Hello{ProtocolVersion: 1, Incarnation: uint64(time.Now().UnixNano()), NumParameters: numParameters,
+		ModelSignature: modelSignature, ElementTypes: []pb.ElementType{float64Type}, InitialParameters: true}
+	refusals = []codes.Code{codes.InvalidArgument, codes.FailedPrecondition, codes.ResourceExhausted, codes.PermissionDenied,
+		codes.Unauthenticated, codes.Unimplemented}
+)
+
+func main() {
+	server := flag.String("server", "127.0.0.1:7447", "`address` of the hfopt-server, HOST:PORT or unix:PATH")
+	flag.StringVar(&hello.RunId, "run", "digits", "id of the run to work for")
+	flag.StringVar(&hello.WorkerId, "worker-id", "go-1", "one for each worker of a run; the same when it is started again")
+	folder := flag.String("data", "../models/digits", "`folder` with images.npy and labels.npy")
+	ca := flag.String("ca", "", "`file` with the certificate that vouches for the server; without it, no encryption")
+	flag.Parse()
+	context.AfterFunc(leave, stop) // a second signal ends the process at once
+	training, heldOut := loadDigits(*folder)
+	data[pb.DataSet_DATA_SET_TRAINING], data[pb.DataSet_DATA_SET_HELD_OUT] = training, heldOut
+	hello.TrainingExamples, hello.HeldOutExamples = uint64(len(training)), uint64(len(heldOut))
+
+	transport := insecure.NewCredentials()
+	if *ca != "" {
+		transport = must(credentials.NewClientTLSFromFile(*ca, ""))
+	}
+	dialling := grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: 20 * time.Second}
+	dialling.Backoff.MaxDelay = 2 * time.Second
+	connection := must(grpc.NewClient(*server, grpc.WithTransportCredentials(transport), grpc.WithConnectParams(dialling),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, PermitWithoutStream: true})))
+	for pause := 100 * time.Millisecond; leave.Err() == nil; pause = min(2*pause, 5*time.Second) {
+		err := serve(pb.NewEvaluationServiceClient(connection))
+		if slices.Contains(refusals, status.Code(err)) {
+			log.Fatal("refused: ", err) // dialling again cannot help
+		}
+		select {
+		case <-time.After(pause/2 + rand.N(pause/2)):
+			log.Printf("no session: %v; dialling again", err)
+		case <-leave.Done():
+		}
+	}
 }
 
 type session struct {
-	*worker
-	stream   pb.EvaluationService_SessionClient
-	sending  sync.Mutex
-	incoming map[uint64]*transfer // by number
+	stream             pb.EvaluationService_SessionClient
+	sending, answering sync.Mutex
+	pending            sync.Map             // ids of requests that are still to be answered
+	incoming           map[uint64]*transfer // by number
 }
 
 type transfer struct {
-	name   string
-	chunks []*pb.VectorChunk
-	bytes  int
+	name    string
+	vector  []float64
+	arrived []bool
+	missing int
 }
 
-// run serves until the run has ended or leave is done. It dials again when a session breaks.
-func (w *worker) run(leave context.Context, client pb.EvaluationServiceClient) (string, error) {
-	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
-		begin := time.Now()
-		finished, err := w.serve(leave, client)
-		if finished != nil {
-			return finished.Reason + " " + finished.Detail, nil
-		} else if leave.Err() != nil {
-			return "left as asked", nil
-		}
-		switch status.Code(err) {
-		case codes.InvalidArgument, codes.FailedPrecondition, codes.ResourceExhausted, codes.PermissionDenied, codes.Unauthenticated,
-			codes.Unimplemented:
-			return "", err // dialling again cannot help
-		}
-		if time.Since(begin) > 5*time.Second {
-			pause = 100 * time.Millisecond
-		}
-		log.Printf("no session: %v; dialling again", err)
-		select {
-		case <-time.After(pause/2 + rand.N(pause/2)):
-		case <-leave.Done():
-		}
-	}
-}
-
-// serve is one session. It returns Finished, or why the stream ended without.
-func (w *worker) serve(leave context.Context, client pb.EvaluationServiceClient) (*pb.Finished, error) {
+// serve is one session. It returns why the stream ended; when the run has ended, so does the process.
+func serve(client pb.EvaluationServiceClient) error {
 	ctx, hangUp := context.WithCancel(context.Background())
 	defer hangUp()
-	welcomed := context.AfterFunc(leave, hangUp) // until Welcome there is no need for good-byes
+	welcomed := context.AfterFunc(leave, hangUp) // until Welcome there is nobody to take leave of
+	if token := os.Getenv("HFOPT_TOKEN"); token != "" {
+		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
+	}
 	stream, err := client.Session(ctx, grpc.WaitForReady(true))
 	if err != nil {
-		return nil, err
+		return err
 	}
-	s := &session{worker: w, stream: stream, incoming: map[uint64]*transfer{}}
-	w.hello.HeldVectors = nil
-	for name := range w.vectors {
-		w.hello.HeldVectors = append(w.hello.HeldVectors, []byte(name))
+	hello.HeldVectors = nil
+	for name := range vectors.Range {
+		hello.HeldVectors = append(hello.HeldVectors, []byte(name.(string)))
 	}
-	s.send(&pb.SessionRequest{Message: &pb.SessionRequest_Hello{Hello: w.hello}})
-
-	var finished *pb.Finished
-	var end error        // of the stream; to be read when inbox is closed
-	var pending sync.Map // ids of requests that are still to be answered
-	inbox, drained := make(chan *pb.SessionResponse, 1<<16), make(chan struct{})
-	go func() { // reads on while the model computes and while answers are sent
-		defer close(inbox)
-		for {
-			response, err := stream.Recv()
-			if err != nil {
-				end = err
-				return
-			}
-			if request := response.GetEvaluation(); request != nil {
-				if _, again := pending.LoadOrStore(request.Id, true); again {
-					continue
-				}
-			} else if cancel := response.GetCancel(); cancel != nil {
-				pending.Delete(cancel.RequestId)
-			}
-			inbox <- response
+	s := &session{stream: stream, incoming: map[uint64]*transfer{}}
+	s.send(&pb.SessionRequest{Message: &pb.SessionRequest_Hello{Hello: hello}})
+	requests := make(chan *pb.EvaluationRequest, 1<<16)
+	defer close(requests)
+	go func() {
+		for request := range requests {
+			s.answer(request)
 		}
 	}()
-	for {
-		select {
-		case <-drained:
-			drained = nil
-			stream.CloseSend()
-		case response, open := <-inbox:
-			if !open {
-				return finished, end
+	for { // reads on while the model computes and while answers are sent
+		response, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		switch m := response.Message.(type) {
+		case *pb.SessionResponse_Welcome:
+			welcomed()
+			require(m.Welcome.ElementType == float64Type, "the run computes in %v", m.Welcome.ElementType)
+			go s.renewLease(time.Duration(m.Welcome.LeaseSeconds / 3 * float64(time.Second)))
+		case *pb.SessionResponse_VectorHeader:
+			h := m.VectorHeader
+			require(h.Size == numParameters && h.ElementType == float64Type, "%d of %v came as a vector", h.Size, h.ElementType)
+			s.incoming[h.Transfer] = &transfer{string(h.Name), make([]float64, h.Size), make([]bool, h.Size), numParameters}
+		case *pb.SessionResponse_VectorChunk:
+			s.put(m.VectorChunk)
+		case *pb.SessionResponse_Evaluation:
+			if _, again := s.pending.LoadOrStore(m.Evaluation.Id, true); !again {
+				requests <- m.Evaluation
 			}
-			var err error
-			switch m := response.Message.(type) {
-			case *pb.SessionResponse_Welcome:
-				welcomed()
-				if t := m.Welcome.ElementType; t != pb.ElementType_ELEMENT_TYPE_FLOAT64 {
-					err = fmt.Errorf("the run computes in %v, this worker in float64", t)
-				}
-				go s.renewLease(leave, time.Duration(m.Welcome.LeaseSeconds/3*float64(time.Second)), drained)
-			case *pb.SessionResponse_VectorHeader:
-				if h := m.VectorHeader; h.Size != w.hello.NumParameters || h.ElementType != pb.ElementType_ELEMENT_TYPE_FLOAT64 {
-					err = fmt.Errorf("a vector of %d %v instead of %d of float64", h.Size, h.ElementType, w.hello.NumParameters)
-				}
-				s.incoming[m.VectorHeader.Transfer] = &transfer{name: string(m.VectorHeader.Name)}
-			case *pb.SessionResponse_VectorChunk:
-				err = s.put(m.VectorChunk)
-			case *pb.SessionResponse_Evaluation:
-				if _, wanted := pending.Load(m.Evaluation.Id); wanted && leave.Err() == nil {
-					s.answer(m.Evaluation)
-				}
-				pending.Delete(m.Evaluation.Id)
-			case *pb.SessionResponse_Release:
-				for _, name := range m.Release.Vectors {
-					delete(w.vectors, string(name))
-				}
-			case *pb.SessionResponse_Finished:
-				finished = m.Finished
+		case *pb.SessionResponse_Cancel:
+			s.pending.Delete(m.Cancel.RequestId)
+		case *pb.SessionResponse_Release:
+			for _, name := range m.Release.Vectors {
+				vectors.Delete(string(name))
 			}
-			if err != nil {
-				return nil, status.Error(codes.InvalidArgument, err.Error())
-			}
+		case *pb.SessionResponse_Finished:
+			fmt.Println(m.Finished.Reason, m.Finished.Detail)
+			os.Exit(0)
 		}
 	}
 }
 
-// renewLease runs beside the computation. When it is time to leave, it announces that and closes drained.
-func (s *session) renewLease(leave context.Context, interval time.Duration, drained chan<- struct{}) {
-	ticker := time.NewTicker(interval)
-	defer ticker.Stop()
+// renewLease runs beside the computation. When it is time to leave, it says so, and hangs up after the current answer.
+func (s *session) renewLease(interval time.Duration) {
 	for {
 		select {
+		case <-time.After(interval):
+			s.send(&pb.SessionRequest{Message: &pb.SessionRequest_LeaseRenewal{}})
+		case <-leave.Done():
+			s.send(&pb.SessionRequest{Message: &pb.SessionRequest_Drain{}})
+			s.answering.Lock()
+			defer s.answering.Unlock()
+			s.stream.CloseSend()
+			return
 		case <-s.stream.Context().Done():
 			return
-		case <-leave.Done():
-			s.send(&pb.SessionRequest{Message: &pb.SessionRequest_Drain{Drain: &pb.Drain{}}})
-			close(drained)
-			return
-		case <-ticker.C:
-			s.send(&pb.SessionRequest{Message: &pb.SessionRequest_LeaseRenewal{LeaseRenewal: &pb.LeaseRenewal{}}})
 		}
 	}
 }
 
-// send is for any goroutine. When the stream is broken, Recv tells why.
+// send is for any goroutine. Recv tells why a stream is broken.
 func (s *session) send(message *pb.SessionRequest) {
 	s.sending.Lock()
 	defer s.sending.Unlock()
 	s.stream.Send(message)
 }
 
-// put keeps a chunk, and makes a vector of all when all have come.
-func (s *session) put(chunk *pb.VectorChunk) error {
-	t, size := s.incoming[chunk.Transfer], 8*int(s.hello.NumParameters)
-	if t == nil || len(chunk.Data) > size || chunk.Offset > uint64(size-len(chunk.Data)) {
-		return fmt.Errorf("transfer %d has no place for %d bytes at %d", chunk.Transfer, len(chunk.Data), chunk.Offset)
+// put keeps a chunk's numbers, and the vector when all of them have come.
+func (s *session) put(chunk *pb.VectorChunk) {
+	t, first := s.incoming[chunk.Transfer], chunk.Offset/8
+	for i := range uint64(len(chunk.Data) / 8) {
+		k := first + i
+		require(t != nil && k < numParameters && !t.arrived[k], "transfer %d has no place for number %d", chunk.Transfer, k)
+		t.vector[k], t.arrived[k] = math.Float64frombits(binary.LittleEndian.Uint64(chunk.Data[8*i:])), true
+		t.missing--
 	}
-	t.chunks, t.bytes = append(t.chunks, chunk), t.bytes+len(chunk.Data)
-	if t.bytes < size {
-		return nil
+	if t.missing == 0 {
+		vectors.Store(t.name, t.vector)
+		delete(s.incoming, chunk.Transfer)
 	}
-	slices.SortFunc(t.chunks, func(a, b *pb.VectorChunk) int { return cmp.Compare(a.Offset, b.Offset) })
-	var data []byte
-	for _, c := range t.chunks {
-		if c.Offset != uint64(len(data)) {
-			return fmt.Errorf("transfer %d has chunks that overlap at byte %d", c.Transfer, c.Offset)
-		}
-		data = append(data, c.Data...)
-	}
-	delete(s.incoming, chunk.Transfer)
-	s.vectors[t.name] = make([]float64, s.hello.NumParameters)
-	_, err := binary.Decode(data, binary.LittleEndian, s.vectors[t.name])
-	return err
 }
 
-// answer computes and sends: first the vectors, then the answer that names them.
+// answer computes and sends: first the vector, then the answer that names it.
 func (s *session) answer(request *pb.EvaluationRequest) {
-	begin := time.Now()
-	answer, vectors := s.evaluate(request)
-	answer.RequestId, answer.ComputeSeconds = request.Id, time.Since(begin).Seconds()
-	for i, v := range vectors { // the numbers of their transfers are free again after each answer
-		data, _ := binary.Append(nil, binary.LittleEndian, v)
-		s.send(&pb.SessionRequest{Message: &pb.SessionRequest_VectorHeader{VectorHeader: &pb.VectorHeader{
-			Transfer: uint64(i + 1), Size: uint64(len(v)), ElementType: pb.ElementType_ELEMENT_TYPE_FLOAT64}}})
-		for offset := 0; offset < len(data); offset += chunkBytes {
-			s.send(&pb.SessionRequest{Message: &pb.SessionRequest_VectorChunk{VectorChunk: &pb.VectorChunk{
-				Transfer: uint64(i + 1), Offset: uint64(offset), Data: data[offset:min(offset+chunkBytes, len(data))]}}})
-		}
+	s.answering.Lock()
+	defer s.answering.Unlock()
+	defer s.pending.Delete(request.Id)
+	if _, wanted := s.pending.Load(request.Id); !wanted || leave.Err() != nil {
+		return
+	}
+	begin, answer := time.Now(), &pb.Answer{RequestId: request.Id}
+	vector := evaluate(request, answer)
+	answer.ComputeSeconds = time.Since(begin).Seconds()
+	if vector != nil {
+		header := &pb.VectorHeader{Transfer: 1, Size: numParameters, ElementType: float64Type}
+		s.send(&pb.SessionRequest{Message: &pb.SessionRequest_VectorHeader{VectorHeader: header}})
+	}
+	bytes := must(binary.Append(nil, binary.LittleEndian, vector))
+	for offset := 0; offset < len(bytes); offset += chunkBytes {
+		chunk := &pb.VectorChunk{Transfer: 1, Offset: uint64(offset), Data: bytes[offset:min(offset+chunkBytes, len(bytes))]}
+		s.send(&pb.SessionRequest{Message: &pb.SessionRequest_VectorChunk{VectorChunk: chunk}})
 	}
 	s.send(&pb.SessionRequest{Message: &pb.SessionRequest_Answer{Answer: answer}})
+}
+
+// evaluate fills in the answer and returns its vector. What the model or its arguments panic with is an answer too: Failure.
+func evaluate(request *pb.EvaluationRequest, answer *pb.Answer) (vector []float64) {
+	defer func() {
+		if reason := recover(); reason != nil {
+			failure := &pb.Failure{Code: int32(codes.Internal), Message: fmt.Sprint(reason)}
+			answer.Result, vector = &pb.Answer_Failure{Failure: failure}, nil
+		}
+	}()
+	if request.GetInitialParameters() != nil {
+		answer.Result = &pb.Answer_InitialParameters{InitialParameters: &pb.InitialParametersAnswer{ParametersTransfer: 1}}
+		return make([]float64, numParameters)
+	}
+	examples := window(data[request.Slice.DataSet], request.Slice)
+	weight := float64(len(examples))
+	switch r := request.Kind.(type) {
+	case *pb.EvaluationRequest_Losses:
+		losses, errors := &pb.LossesAnswer{Weight: weight}, &pb.MetricSums{Name: "errors"}
+		for _, p := range r.Losses.Points {
+			loss, wrong := loss(point(p), examples)
+			losses.LossSums, errors.Sums = append(losses.LossSums, loss), append(errors.Sums, wrong)
+		}
+		losses.Metrics = []*pb.MetricSums{errors}
+		answer.Result = &pb.Answer_Losses{Losses: losses}
+	case *pb.EvaluationRequest_Gradient:
+		require(!r.Gradient.SecondMoment && r.Gradient.SubBatches == 0, "this worker has no second moments and no sub-batches")
+		theta := point(r.Gradient.Point)
+		loss, _ := loss(theta, examples)
+		vector = gradient(theta, examples)
+		answer.Result = &pb.Answer_Gradient{Gradient: &pb.GradientAnswer{LossSum: loss, Weight: weight, GradientTransfer: 1}}
+	case *pb.EvaluationRequest_Product:
+		vector = product(point(r.Product.Point), resident(r.Product.Direction), examples)
+		answer.Result = &pb.Answer_Product{Product: &pb.ProductAnswer{ProductTransfer: 1, Weight: weight}}
+	default:
+		panic("a kind of request that this worker does not know")
+	}
+	return vector
+}
+
+// point returns base + coefficient * vector + ..., term by term.
+func point(p *pb.Point) []float64 {
+	x := slices.Clone(resident(p.Base))
+	for _, term := range p.Terms {
+		add(x, term.Coefficient, resident(term.Vector))
+	}
+	return x
+}
+
+func resident(name []byte) []float64 {
+	vector, found := vectors.Load(string(name))
+	require(found, "vector %x is not here", name)
+	return vector.([]float64)
+}
+
+// window is the sampling rule: the examples of a slice.
+func window[T any](data []T, s *pb.Slice) []T {
+	shard, shards, n := uint64(s.Shard), uint64(s.Shards), uint64(len(data))
+	require(shard < shards, "there is no shard %d of %d", shard, shards)
+	part := data[shard*n/shards : (shard+1)*n/shards]
+	n = uint64(len(part))
+	require(s.Count <= n && (s.Begin < n || s.Count == 0), "a window of %d from %d does not fit into a shard of %d", s.Count, s.Begin, n)
+	return slices.Concat(part, part)[s.Begin : s.Begin+s.Count]
+}
+
+// require panics: a server that breaks the protocol ends the worker.
+func require(met bool, format string, values ...any) {
+	if !met {
+		panic(fmt.Sprintf(format, values...))
+	}
+}
+
+func must[T any](value T, err error) T {
+	if err != nil {
+		log.Fatal(err)
+	}
+	return value
 }
