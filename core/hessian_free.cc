@@ -64,6 +64,12 @@ double Predicted(const CgIterate<Scalar>& last, double damping, PredictedReducti
   return -(last.model_value - damping * Dot(last.x, last.x) / 2);
 }
 
+// lambda |d_N|^2 / d_N'Bd_N with B = G + lambda I, where d'Bd = 2 (q(d) - g'd). Never a product.
+template <typename Scalar>
+double DampingShare(const CgIterate<Scalar>& last, const Vector<Scalar>& g, double damping) {
+  return damping * Dot(last.x, last.x) / (2 * (last.model_value - Dot(g, last.x)));
+}
+
 template <typename Scalar>
 absl::StatusOr<double> Actual(Objective<Scalar>& objective, const OptimizerState<Scalar>& state,
                               const CgIterate<Scalar>& last, const BacktrackingResult& backtracking,
@@ -118,6 +124,8 @@ absl::StatusOr<Iteration<Scalar>> Iterate(const OptimizerState<Scalar>& state, O
   const DataLayout& layout = objective.layout();
   const Vector<Scalar>& theta = state.theta;
   const double lambda = state.damping;
+  ConjugateGradientOptions cg_options = options.conjugate_gradient;
+  cg_options.max_iterations = state.cg_limit > 0 ? state.cg_limit : FirstCgLimit(options.conjugate_gradient);
 
   // The data of this iteration.
   const Sample gradient_sample =
@@ -145,7 +153,7 @@ absl::StatusOr<Iteration<Scalar>> Iterate(const OptimizerState<Scalar>& state, O
                                                      .gradient_noise = gradient.noise,
                                                      .diagonal = diagonal,
                                                      .pairs = state.pairs},
-                                                    options.conjugate_gradient, options.preconditioner)));
+                                                    cg_options, options.preconditioner)));
   G.reset();  // the activations at theta are not needed any more
 
   // Backtrack from d_N towards d_1 while the held-out loss improves. L(theta) is known unless the held-out sample has changed.
@@ -208,7 +216,14 @@ absl::StatusOr<Iteration<Scalar>> Iterate(const OptimizerState<Scalar>& state, O
   // d_0 <- d_N; or 0.
   if (accepted && options.conjugate_gradient.warm_start_decay > 0) s.warm_start = cg.last().x;
   s.pairs = std::move(cg.pairs);
-  s.damping = NextDamping(lambda, rho, accepted, options.damping);
+  const Restraint restraint = NextRestraint({.damping = lambda, .cg_limit = cg_options.max_iterations},
+                                            {.rho = rho,
+                                             .accepted = accepted,
+                                             .cut = cg.stop == CgStop::kMaxIterations,
+                                             .damping_share = DampingShare(cg.last(), g, lambda)},
+                                            options.damping, options.conjugate_gradient);
+  s.damping = restraint.damping;
+  s.cg_limit = restraint.cg_limit;
   s.held_out_loss = at_new_theta.loss;
   s.held_out_metrics = at_new_theta.metrics;
   s.gradient_norm = Norm(g);

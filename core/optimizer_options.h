@@ -11,6 +11,8 @@ namespace hfopt {
 // Conjugate gradient on q(d) = g'd + d'(G + lambda I)d / 2. x is the iterate, r = -g - (G + lambda I)x its residual, phi = q(x).
 struct ConjugateGradientOptions {
   int max_iterations = 250;  // Martens 2010, sec. 4.4
+  // The limit of the first solve, which then moves between this and max_iterations (NextRestraint); 0: max_iterations for every solve.
+  int initial_max_iterations = 0;
   // Stop at i when i > k, phi_i < 0 and (phi_i - phi_{i-k}) / phi_i < k * tolerance with k = max(10, 0.1 i); 0: off.
   double progress_tolerance = 5e-4;
   double residual_tolerance = 0;  // stop at |r| <= tolerance |g|, and start at zero where q(d_0) > 0; 0: off

@@ -19,6 +19,7 @@ struct OptimizerState {
   int64_t iteration = 0;  // finished iterations
   Vector<Scalar> theta;
   double damping = 0;  // lambda
+  int cg_limit = 0;    // iterations at which the next solve is cut; 0: as at the start
 
   // The last CG iterate d_N of the solve before, not yet decayed; empty: start at zero.
   Vector<Scalar> warm_start;

@@ -53,6 +53,7 @@ CheckpointView ViewCheckpoint(const OptimizerState<Scalar>& state) {
   meta.set_num_pairs(state.pairs.size());
   meta.set_iteration(state.iteration);
   meta.set_damping(state.damping);
+  meta.set_cg_limit(state.cg_limit);
   meta.set_held_out_loss(state.held_out_loss);
   meta.set_held_out_examples(state.held_out_examples);
   meta.mutable_held_out_metrics()->insert(state.held_out_metrics.begin(), state.held_out_metrics.end());
@@ -85,6 +86,7 @@ absl::StatusOr<OptimizerState<Scalar>> StateFromCheckpoint(Checkpoint checkpoint
   OptimizerState<Scalar> state;
   HFOPT_RETURN_IF_ERROR(ReadCount("iteration", meta.iteration(), state.iteration));
   state.damping = meta.damping();
+  HFOPT_RETURN_IF_ERROR(ReadCount("cg_limit", meta.cg_limit(), state.cg_limit));
   state.held_out_loss = meta.held_out_loss();
   HFOPT_RETURN_IF_ERROR(ReadCount("held_out_examples", meta.held_out_examples(), state.held_out_examples));
   state.held_out_metrics = {meta.held_out_metrics().begin(), meta.held_out_metrics().end()};

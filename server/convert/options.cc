@@ -74,6 +74,7 @@ template <typename Options, typename Visitor>
 void VisitFields(Options& options, Visitor& visit) {
   auto& cg = options.conjugate_gradient;
   visit("conjugate_gradient", "max_iterations", cg.max_iterations);
+  visit("conjugate_gradient", "initial_max_iterations", cg.initial_max_iterations);
   visit("conjugate_gradient", "progress_tolerance", cg.progress_tolerance);
   visit("conjugate_gradient", "residual_tolerance", cg.residual_tolerance);
   visit("conjugate_gradient", "noise_factor", cg.noise_factor);

@@ -74,6 +74,49 @@ TEST(Damping, TargetSetsTheShareOfSolvesThatAreTooLong) {
   }
 }
 
+TEST(Restraint, RowByRow) {
+  const DampingOptions damping{.rule = DampingRule::kContinuous};
+  const ConjugateGradientOptions cg{.max_iterations = 30, .initial_max_iterations = 15};
+  const struct {
+    int limit;
+    SolveOutcome outcome;
+    double factor;
+    int next_limit;
+  } rows[] = {
+      {15, {.rho = 1, .accepted = true, .cut = true, .damping_share = 0.09}, 1, 20},
+      {20, {.rho = 1, .accepted = true, .cut = true, .damping_share = 0.09}, 1, 26},
+      {26, {.rho = 1, .accepted = true, .cut = true, .damping_share = 0.09}, 1, 30},
+      // where the limit cannot grow, or would not help, lambda falls as ever
+      {30, {.rho = 1, .accepted = true, .cut = true, .damping_share = 0.09}, std::pow(10, -0.5), 30},
+      {20, {.rho = 1, .accepted = true, .cut = true, .damping_share = 0.11}, std::pow(10, -0.5), 20},
+      {20, {.rho = 1, .accepted = true, .cut = true, .damping_share = kNaN}, std::pow(10, -0.5), 20},
+      {20, {.rho = 1, .accepted = true, .cut = false, .damping_share = 0.01}, std::pow(10, -0.5), 20},
+      {20, {.rho = 0.5, .accepted = true, .cut = true, .damping_share = 0.01}, 1, 20},
+      // a rise of lambda takes the limit back, not below the first
+      {26, {.rho = 0, .accepted = true, .cut = true, .damping_share = 0.01}, std::sqrt(10), 20},
+      {20, {.rho = kNaN, .accepted = true, .cut = true, .damping_share = 0.01}, 4, 15},
+      {20, {.rho = 3, .accepted = false, .cut = true, .damping_share = 0.01}, std::sqrt(10), 15},
+      {15, {.rho = 0, .accepted = true, .cut = false, .damping_share = 0.01}, std::sqrt(10), 15},
+  };
+  for (const auto& [limit, outcome, factor, next_limit] : rows) {
+    const Restraint next = NextRestraint({.damping = 6, .cg_limit = limit}, outcome, damping, cg);
+    EXPECT_DOUBLE_EQ(next.damping, 6 * factor) << limit << ", rho " << outcome.rho << ", share " << outcome.damping_share;
+    EXPECT_EQ(next.cg_limit, next_limit) << limit << ", rho " << outcome.rho << ", share " << outcome.damping_share;
+  }
+}
+
+TEST(Restraint, WithoutAFirstLimitItStaysAtTheLast) {
+  const ConjugateGradientOptions fixed{.max_iterations = 40};
+  EXPECT_EQ(FirstCgLimit(fixed), 40);
+  for (const double rho : {-1.0, 0.5, 1.0}) {
+    const Restraint next = NextRestraint({.damping = 6, .cg_limit = 40}, {.rho = rho, .accepted = true, .cut = true},
+                                         {.rule = DampingRule::kContinuous}, fixed);
+    EXPECT_EQ(next.cg_limit, 40);
+    EXPECT_EQ(next.damping, NextDamping(6, rho, true, {.rule = DampingRule::kContinuous}));
+  }
+  EXPECT_EQ(FirstCgLimit({.max_iterations = 10, .initial_max_iterations = 15}), 10) << "a lower limit needs no other option";
+}
+
 TEST(Damping, RejectedStepIsTreatedAsAZeroRatioAtBest) {
   const DampingOptions options{.rule = DampingRule::kContinuous};
   for (const double rho : {0.1, 0.5, 3.0}) {

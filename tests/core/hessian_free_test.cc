@@ -68,6 +68,7 @@ void ExpectSameState(const OptimizerState<Scalar>& a, const OptimizerState<Scala
   EXPECT_EQ(a.iteration, b.iteration);
   EXPECT_EQ(a.theta, b.theta);
   EXPECT_EQ(a.damping, b.damping);
+  EXPECT_EQ(a.cg_limit, b.cg_limit);
   EXPECT_TRUE(a.warm_start.size() == b.warm_start.size() && a.warm_start == b.warm_start);
   ExpectSamePairs(a.pairs, b.pairs);
   EXPECT_TRUE(same(a.held_out_loss, b.held_out_loss));
@@ -568,6 +569,40 @@ TEST(HessianFree, ARejectedIterationReportsTheMetricsOfTheThetaItKeeps) {
   ASSERT_TRUE(rejected.ok()) << rejected.status();
   ASSERT_FALSE(rejected->report.accepted);
   EXPECT_EQ(rejected->report.metrics.at("half_square"), state.held_out_loss);
+}
+
+// The share is computed here from the dense matrix.
+TEST(HessianFree, LimitOfCgGrowsWhereDampingHoldsLittleOfTheCurvature) {
+  Random random(3);
+  const Eigen::MatrixXd A = random.Matrix(60, 12);
+  const Eigen::MatrixXd G = A.transpose() * A / 60;
+  LeastSquaresObjective<double> objective(12, SameData(60), LinearResiduals(A, random.Vector(60)));
+  OptimizerOptions options = WithAllCurvature(OptimizerOptions::Accelerated());
+  options.conjugate_gradient = {.max_iterations = 9, .initial_max_iterations = 4, .progress_tolerance = 0};
+  options.samples.initial_gradient_examples = 0;
+  int grown = 0, stayed = 0;
+  for (double lambda = 1e-3; lambda < 10; lambda *= 1.4) {
+    options.damping.initial = lambda;
+    const OptimizerState<double> start = Start(objective, options);
+    const auto first = Iterate(start, objective, options);
+    ASSERT_TRUE(first.ok() && first->report.accepted);
+    ASSERT_EQ(first->report.cg_iterations, 4);
+    ASSERT_GT(first->report.reduction_ratio, 0.5) << "the model is the function";
+    const Eigen::VectorXd& d = first->state.warm_start;
+    const double damped = lambda * d.squaredNorm();
+    if (damped / (damped + d.dot(G * d)) < 0.1) {
+      ++grown;
+      EXPECT_EQ(first->state.cg_limit, 6) << lambda;
+      EXPECT_EQ(first->state.damping, lambda) << "one thing at a time";
+      EXPECT_EQ(Iterate(first->state, objective, options)->report.cg_iterations, 6);
+    } else {
+      ++stayed;
+      EXPECT_EQ(first->state.cg_limit, 4) << lambda;
+      EXPECT_LT(first->state.damping, lambda);
+    }
+  }
+  EXPECT_GT(grown, 3);
+  EXPECT_GT(stayed, 3);
 }
 
 TEST(HessianFree, ReportsWhatHappened) {

@@ -66,6 +66,7 @@ OptimizerState<Scalar> MakeState(int64_t iteration, int64_t n = 5, int pairs = 2
     state.theta[2] = Limits::max();
   }
   state.damping = 0.1 / 3;
+  state.cg_limit = 20;
   state.warm_start = state.theta * Scalar{2};
   for (int i = 0; i < pairs; ++i) {
     state.pairs.push_back(std::make_shared<const CurvaturePair<Scalar>>(CurvaturePair<Scalar>{
@@ -98,7 +99,7 @@ bool SameBits(const OptimizerState<Scalar>& a, const OptimizerState<Scalar>& b) 
       std::equal(a.pairs.begin(), a.pairs.end(), b.pairs.begin(), b.pairs.end(),
                  [](const auto& x, const auto& y) { return SameBits(x->p, y->p) && SameBits(x->Gp, y->Gp); });
   return same_pairs && SameBits(a.theta, b.theta) && SameBits(a.warm_start, b.warm_start) &&
-         a.iteration == b.iteration && SameBits(a.damping, b.damping) && SameBits(a.held_out_loss, b.held_out_loss) &&
+         a.iteration == b.iteration && SameBits(a.damping, b.damping) && a.cg_limit == b.cg_limit && SameBits(a.held_out_loss, b.held_out_loss) &&
          a.held_out_examples == b.held_out_examples && a.held_out_metrics == b.held_out_metrics &&
          SameBits(a.gradient_norm, b.gradient_norm) &&
          a.gradient_examples == b.gradient_examples && a.next_gradient_size == b.next_gradient_size &&
