@@ -19,14 +19,6 @@
 namespace hfopt {
 namespace {
 
-// What is asked with the gradient because some rule needs it.
-GradientExtras ExtrasFor(const OptimizerOptions& options) {
-  const bool needs_noise =
-      options.samples.growth == SampleGrowth::kVariance || options.conjugate_gradient.noise_factor > 0;
-  return {.sub_batches = needs_noise ? options.samples.sub_batches : 0,
-          .second_moment = options.preconditioner.squared_gradients};
-}
-
 // D = (second moment + lambda)^exponent (Martens 2010, sec. 4.7); empty without a second moment.
 template <typename Scalar>
 Vector<Scalar> Diagonal(const Vector<Scalar>& second_moment, double damping, const PreconditionerOptions& options) {
@@ -106,6 +98,13 @@ absl::Status NonFiniteStart(double loss, const OptimizerState<Scalar>& state, co
 }
 
 }  // namespace
+
+GradientExtras ExtrasFor(const OptimizerOptions& options) {
+  const bool needs_noise =
+      options.samples.growth == SampleGrowth::kVariance || options.conjugate_gradient.noise_factor > 0;
+  return {.sub_batches = needs_noise ? options.samples.sub_batches : 0,
+          .second_moment = options.preconditioner.squared_gradients};
+}
 
 template <typename Scalar>
 OptimizerState<Scalar> InitialState(Vector<Scalar> theta, const DataLayout& layout, const OptimizerOptions& options) {

@@ -175,6 +175,14 @@ absl::Status WorkerPool::CheckHello(const v1::Hello& hello) const {
     return refuse("does not know bfloat16, in which this run has its products; use a worker that has it (Hello.bfloat16), or create the run without "
                   "bfloat16_products");
   }
+  if (options_.second_moment && !hello.second_moment()) {
+    return refuse("has no second moments, which this run's preconditioner.diagonal needs; use a worker that has them (Hello.second_moment), or "
+                  "create the run with preconditioner.diagonal=none");
+  }
+  if (options_.sub_batches && !hello.sub_batches()) {
+    return refuse("has no sub-batches, by which this run measures the noise of its gradient; use a worker that has them (Hello.sub_batches), or "
+                  "create the run with samples.growth=geometric and conjugate_gradient.noise_factor=0");
+  }
   if (const absl::Status fits = options_.check_memory(static_cast<int64_t>(hello.num_parameters())); !fits.ok()) {
     return absl::Status(fits.code(),
                         absl::StrCat(options_.run_name, ": worker ", hello.worker_id(), ": ", fits.message()));

@@ -78,7 +78,10 @@ class WorkerPool {
     v1::ElementType element_type = v1::ELEMENT_TYPE_FLOAT32;
     ModelDescription model;  // what the run's record knows of it
     absl::Duration lease = absl::Seconds(10);
-    bool bfloat16_products = false;  // workers have to take and give them
+    // What workers have to be able to do, and to say in Hello.
+    bool bfloat16_products = false;
+    bool second_moment = false;
+    bool sub_batches = false;
     bool hedging = true;  // idle workers are asked for what others are late with
     // RESOURCE_EXHAUSTED when a run with so many parameters does not fit into the server.
     std::function<absl::Status(int64_t num_parameters)> check_memory = [](int64_t) { return absl::OkStatus(); };

@@ -77,6 +77,8 @@ WorkerPool::Options PoolOptions(const v1::Run& record, const OptimizerOptions& o
           .model = KnownModel(record),
           .lease = lease > 0 ? absl::Seconds(lease) : environment.default_lease,
           .bfloat16_products = record.options().bfloat16_products(),
+          .second_moment = ExtrasFor(optimizer).second_moment,
+          .sub_batches = ExtrasFor(optimizer).sub_batches > 0,
           .hedging = !record.options().disable_hedging(),
           .check_memory =
               [run = record.options(), optimizer, limit = environment.memory_limit_bytes](int64_t num_parameters) {

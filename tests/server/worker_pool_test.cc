@@ -223,6 +223,19 @@ TEST_F(WorkerPoolTest, RefusesWhatDoesNotFitNamingBothValues) {
               HasSubstr("float32"));
 }
 
+TEST_F(WorkerPoolTest, RefusesWorkersThatLackWhatTheRunNeeds) {
+  WorkerPool pool({.run_name = "runs/r", .bfloat16_products = true, .second_moment = true, .sub_batches = true});
+  v1::Hello hello = HelloOf("a");
+  const auto refusal = [&] { return std::string(pool.Join(hello, MakeLink()).message()); };
+  EXPECT_THAT(refusal(), AllOf(HasSubstr("worker a"), HasSubstr("Hello.bfloat16")));
+  hello.set_bfloat16(true);
+  EXPECT_THAT(refusal(), AllOf(HasSubstr("Hello.second_moment"), HasSubstr("preconditioner.diagonal=none")));
+  hello.set_second_moment(true);
+  EXPECT_THAT(refusal(), AllOf(HasSubstr("Hello.sub_batches"), HasSubstr("samples.growth=geometric")));
+  hello.set_sub_batches(true);
+  EXPECT_EQ(pool.Join(hello, MakeLink()), absl::OkStatus());
+}
+
 TEST_F(WorkerPoolTest, RefusesWorkersOfAnotherModelThanTheRecordsBeforeAnyHasJoined) {
   WorkerPool pool({.run_name = "runs/r", .model = {.num_parameters = 4}});
   EXPECT_THAT(std::string(pool.Join(HelloOf("a"), MakeLink()).message()),
