@@ -82,6 +82,7 @@ int Main(int64_t n) {
   options.set_keep_checkpoints(1);
   v1::OptimizerOptions& optimizer = *options.mutable_optimizer();
   optimizer.set_preset(v1::OptimizerOptions::PRESET_ACCELERATED);
+  optimizer.mutable_conjugate_gradient()->set_initial_max_iterations(0);
   optimizer.mutable_conjugate_gradient()->set_max_iterations(20);
   optimizer.mutable_conjugate_gradient()->set_progress_tolerance(0);
   optimizer.mutable_preconditioner()->set_lbfgs(v1::PreconditionerOptions::LBFGS_FROZEN);

@@ -49,6 +49,7 @@ class Storage : public ::testing::Test {
     return {};
   }
   static bool WaitsForSpace(const v1::Run& run) { return run.state_detail().find("waiting for space") == 0; }
+  static bool WaitsForWorkers(const v1::Run& run) { return run.state() == v1::RUN_STATE_WAITING_FOR_WORKERS; }
 
   // The run ends as if nothing had been, and every iteration is told once.
   void ExpectUndisturbed() {
@@ -131,6 +132,7 @@ TEST_F(Storage, AStartThatCannotBeStoredChangesNothing) {
 TEST_F(Storage, APauseThatCannotBeStoredChangesNothing) {
   ASSERT_TRUE(client_.Create("r", Options()).ok());
   ASSERT_TRUE(client_.Start("r").ok());
+  Await(WaitsForWorkers);
   ASSERT_TRUE(failpoint::Configure("catalogue.write=error(RESOURCE_EXHAUSTED)").ok());
   const absl::Status refused = client_.Pause("r").status();
   EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
@@ -142,17 +144,17 @@ TEST_F(Storage, APauseThatCannotBeStoredChangesNothing) {
 }
 
 TEST_F(Storage, ACancelThatCannotBeStoredChangesNothing) {
-  ASSERT_TRUE(client_.Create("s", Options()).ok());
-  ASSERT_TRUE(client_.Start("s").ok());
+  ASSERT_TRUE(client_.Create("r", Options()).ok());
+  ASSERT_TRUE(client_.Start("r").ok());
+  Await(WaitsForWorkers);
   ASSERT_TRUE(failpoint::Configure("catalogue.write=error(RESOURCE_EXHAUSTED)").ok());
-  const absl::Status refused = client_.Cancel("s").status();
+  const absl::Status refused = client_.Cancel("r").status();
   EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(std::string(refused.message()), HasSubstr("runs/s is not cancelled, and goes on as before"));
-  EXPECT_EQ(client_.Get("s")->state(), v1::RUN_STATE_WAITING_FOR_WORKERS);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("runs/r is not cancelled, and goes on as before"));
+  EXPECT_EQ(client_.Get("r")->state(), v1::RUN_STATE_WAITING_FOR_WORKERS);
   ASSERT_TRUE(failpoint::Configure("").ok());
-  WorkerThread<float> worker(MakeModel(), server_.address(), "s", "w");
-  const auto end = client_.Watch("s", 0, [](const v1::WatchRunResponse&) { return true; });
-  EXPECT_EQ(end->termination().reason(), v1::Termination::REASON_ITERATION_BUDGET);
+  worker_ = std::make_unique<WorkerThread<float>>(MakeModel(), server_.address(), "r", "w");
+  ExpectUndisturbed();
 }
 
 // It used to be gone for the server while its files were there, and took a new run of its name with it at the next start.

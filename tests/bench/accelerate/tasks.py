@@ -75,7 +75,9 @@ LEARNING_ABLATION = (
      tuple(options(samples__initial_gradient_examples=0, samples__held_out_fraction=0, samples__curvature_fraction=0.01))),
     ("variance-driven samples", tuple(options(samples__growth="variance", samples__initial_gradient_examples=1500))),
     ("Levenberg-Marquardt damping", tuple(options(damping__rule="levenberg_marquardt"))),
-    ("CG by Martens' rule, cap 250", tuple(options(conjugate_gradient__max_iterations=250))),
+    ("CG cut at 15", tuple(options(conjugate_gradient__max_iterations=15))),
+    ("CG by Martens' rule, cap 250",
+     tuple(options(conjugate_gradient__initial_max_iterations=0, conjugate_gradient__max_iterations=250))),
 ) + tuple((f"sampling + {name}", settings) for name, settings in PRECONDITIONERS)
 
 DETERMINISTIC_ABLATION = (

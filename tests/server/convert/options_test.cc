@@ -97,7 +97,7 @@ TEST(OptionsConversion, EveryFieldOfEveryPresetSurvivesTheRoundTrip) {
       ++fields;
     });
   }
-  EXPECT_EQ(fields, 3 * 41);
+  EXPECT_EQ(fields, 3 * 42);
 }
 
 TEST(OptionsConversion, FillsInEveryField) {
@@ -111,8 +111,8 @@ TEST(OptionsConversion, FillsInEveryField) {
 // Does not compile when core gets a field that this list, and so perhaps proto, lacks.
 TEST(OptionsConversion, CoreHasNoFieldThatProtoLacks) {
   const OptimizerOptions o;
-  [[maybe_unused]] const auto& [a1, a2, a3, a4, a5, a6, a7] = o.conjugate_gradient;
-  EXPECT_EQ(v1::ConjugateGradientOptions::descriptor()->field_count(), 7);
+  [[maybe_unused]] const auto& [a1, a2, a3, a4, a5, a6, a7, a8] = o.conjugate_gradient;
+  EXPECT_EQ(v1::ConjugateGradientOptions::descriptor()->field_count(), 8);
   [[maybe_unused]] const auto& [b1, b2, b3, b4, b5] = o.preconditioner;
   EXPECT_EQ(v1::PreconditionerOptions::descriptor()->field_count(), 5);
   [[maybe_unused]] const auto& [c1, c2, c3, c4, c5, c6, c7] = o.damping;
