@@ -80,6 +80,7 @@ int main(int argc, char** argv) {
   grpc_init();
 
   CLI::App app("Hosts Hessian-free optimization runs for remote model workers.", "hfopt-server");
+  app.set_version_flag("--version", "hfopt-server " HFOPT_PROGRAM_VERSION, "Print version and instruction set, and exit");
   ServerOptions options;
   AddOptions(app, options);
   CLI11_PARSE(app, argc, argv);
@@ -90,7 +91,7 @@ int main(int argc, char** argv) {
     std::cerr << "hfopt-server: " << server.status().message() << "\n";
     return server.status().code() == absl::StatusCode::kInvalidArgument ? 2 : 1;
   }
-  spdlog::info("effective configuration:\n{}", options.Describe());
+  spdlog::info("hfopt-server " HFOPT_PROGRAM_VERSION ", effective configuration:\n{}", options.Describe());
   if (!(*server)->health_address().empty()) spdlog::info("health checks in plaintext on {}", (*server)->health_address());
   spdlog::info("listening on {}", (*server)->address());
 

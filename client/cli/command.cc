@@ -65,6 +65,7 @@ int Main(int argc, const char* const* argv) {
       "hfopt");
   app.require_subcommand(1);
   app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+  app.set_version_flag("--version", "hfopt " HFOPT_PROGRAM_VERSION, "Print version and instruction set, and exit");
   app.footer(ExitCodeHelp());
   AddTrainCommand(app, context);
   AddRunCommands(app, context);

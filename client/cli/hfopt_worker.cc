@@ -176,6 +176,7 @@ int main(int argc, char** argv) {
   CLI::App app(
       "Computes losses, gradients and Gauss-Newton products of a reference model for a run of an hfopt-server.",
       "hfopt-worker");
+  app.set_version_flag("--version", "hfopt-worker " HFOPT_PROGRAM_VERSION, "Print version and instruction set, and exit");
   WorkerFlags flags;
   AddOptions(app, flags);
   try {
@@ -187,6 +188,7 @@ int main(int argc, char** argv) {
   if (flags.model.data.empty()) flags.model.data = FindData(flags.model.task, ProgramPath());
 
   hfopt::SetUpLog("hfopt-worker");
+  spdlog::info("hfopt-worker " HFOPT_PROGRAM_VERSION);
   const absl::Status status = Work(flags, group, signals.token());
   if (!status.ok()) {
     std::cerr << "hfopt-worker: " << status.message() << "\n";

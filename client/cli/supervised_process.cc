@@ -25,10 +25,11 @@ std::vector<char*> Pointers(const std::vector<std::string>& texts) {
   return pointers;
 }
 
+// HFOPT_CPU stays: it is no option of ours, but the instruction set of all programs (docker/portable).
 std::vector<std::string> EnvironmentWithoutOurs() {
   std::vector<std::string> variables;
   for (char** variable = environ; *variable != nullptr; ++variable) {
-    if (!absl::StartsWith(*variable, "HFOPT_")) variables.emplace_back(*variable);
+    if (!absl::StartsWith(*variable, "HFOPT_") || absl::StartsWith(*variable, "HFOPT_CPU=")) variables.emplace_back(*variable);
   }
   return variables;
 }

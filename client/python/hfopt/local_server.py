@@ -50,7 +50,8 @@ class LocalServer:
         setpriv = shutil.which("setpriv")
         if setpriv:  # it does not outlive us, however we end
             command = [setpriv, "--pdeathsig", "TERM", *command]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("HFOPT_")}
+        environment = {name: value for name, value in os.environ.items()
+                       if not name.startswith("HFOPT_") or name == "HFOPT_CPU"}  # which is no option: docker/portable
         # In a session of its own, so that Ctrl-C in a terminal is for us alone.
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                          stderr=subprocess.PIPE, env=environment, start_new_session=True, text=True,

@@ -25,6 +25,15 @@ TEST(CommandLine, HelpIsNoError) {
   EXPECT_EQ(RunProgram({HFOPT_WORKER_BINARY, "--help"}).code, 0);
 }
 
+TEST(CommandLine, VersionNamesTheInstructionSet) {
+  for (const auto& [program, name] : std::vector<std::pair<std::string, std::string>>{
+           {HFOPT_BINARY, "hfopt"}, {HFOPT_SERVER_BINARY, "hfopt-server"}, {HFOPT_WORKER_BINARY, "hfopt-worker"}}) {
+    const Outcome version = RunProgram({program, "--version"});
+    EXPECT_EQ(version.code, 0);
+    EXPECT_EQ(version.out, name + " " HFOPT_PROGRAM_VERSION "\n");
+  }
+}
+
 TEST(CommandLine, WrongUsageIsCode2) {
   for (const std::vector<std::string>& arguments :
        std::vector<std::vector<std::string>>{{},

@@ -86,15 +86,18 @@ TEST_F(SupervisedProcessTest, StopAsksThenKills) {
 
 TEST_F(SupervisedProcessTest, HidesOurEnvironmentAndLeavesOurProcessGroup) {
   setenv("HFOPT_SHARDS", "7", 1);
-  SupervisedProcess process({.command = Shell("echo \"<$HFOPT_SHARDS>\" $(cut -d\" \" -f5 /proc/$$/stat) $$"),
+  setenv("HFOPT_CPU", "x86-64-v3", 1);  // which is for programs that we start, too
+  SupervisedProcess process({.command = Shell("echo \"<$HFOPT_SHARDS>\" $HFOPT_CPU $(cut -d\" \" -f5 /proc/$$/stat) $$"),
                              .log_file = log_,
                              .on_end = [&](bool, const std::string&) { ended_.set_value(""); }});
   ended_.get_future().wait();
   unsetenv("HFOPT_SHARDS");
+  unsetenv("HFOPT_CPU");
   std::istringstream line(LastLine(log_));
-  std::string shards, group, pid;
-  line >> shards >> group >> pid;
+  std::string shards, cpu, group, pid;
+  line >> shards >> cpu >> group >> pid;
   EXPECT_EQ(shards, "<>");
+  EXPECT_EQ(cpu, "x86-64-v3");
   EXPECT_EQ(group, pid);
 }
 

@@ -182,6 +182,15 @@ class FitTest(unittest.TestCase):
                     self.assertRaisesRegex(hfopt.Error, message):
                 self.fit()
 
+    def test_leaves_the_server_its_instruction_set(self):
+        server = pathlib.Path(self.folder) / "hfopt-server"
+        server.write_text("#!/bin/sh\necho \"$HFOPT_CPU and $HFOPT_ADDRESS.\" >&2; exit 1\n")
+        server.chmod(0o755)
+        environment = {"HFOPT_SERVER": str(server), "HFOPT_CPU": "x86-64-v3", "HFOPT_ADDRESS": "of another server"}
+        with mock.patch.dict(os.environ, environment), \
+                self.assertRaisesRegex(hfopt.Error, "hfopt-server ended with code 1: x86-64-v3 and \\."):
+            self.fit()
+
     def test_says_so_when_the_server_is_killed(self):
         servers = []
 
