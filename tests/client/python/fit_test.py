@@ -104,23 +104,22 @@ class FitTest(unittest.TestCase):
             self.fit(directory=self.folder, resume=True)
 
     def test_ctrl_c_leaves_a_run_that_can_be_resumed(self):
-        # In a process of its own, which gets the signal from within a product of its second iteration.
+        # In a process of its own, which gets the signal from within a product of its second iteration: the first three linearizations are
+        # those of the check before it. There are iterations enough for the signal to be heard before the last.
         program = f"""if True:
             import os, signal, sys
             import digits, hfopt
             model = digits.DigitsModel({str(DIGITS)!r})
-            done, linearize = [], model.linearize
+            linearizations, linearize = [], model.linearize
             def interrupting(*arguments):
-                product = linearize(*arguments)
-                def f(v):
-                    if done:
-                        os.kill(os.getpid(), signal.SIGINT)
-                    return product(v)
-                return f
+                linearizations.append(arguments)
+                if len(linearizations) == 5:
+                    os.kill(os.getpid(), signal.SIGINT)
+                return linearize(*arguments)
             model.linearize = interrupting
             try:
-                hfopt.fit(model, options={FEW!r}, dtype="float64", max_iterations=4, directory={self.folder!r},
-                          progress=False, callbacks=[lambda report, run: done.append(report)])
+                hfopt.fit(model, options={FEW!r}, dtype="float64", max_iterations=8, directory={self.folder!r},
+                          progress=False)
             except hfopt.Interrupted as interrupted:
                 print(interrupted)
                 print(interrupted.result.reason, interrupted.result.iteration)
@@ -129,8 +128,9 @@ class FitTest(unittest.TestCase):
         process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
         self.assertNotEqual(process.returncode, 0)
         self.assertIn(f"stopped. To go on: hfopt.fit(..., directory='{self.folder}', resume=True)", process.stdout)
-        self.assertRegex(process.stdout, "interrupted [1-3]\n")
-        np.testing.assert_array_equal(self.fit(directory=self.folder, resume=True).parameters, self.fit().parameters)
+        self.assertRegex(process.stdout, "interrupted [1-7]\n")
+        resumed, whole = self.fit(directory=self.folder, resume=True, max_iterations=8), self.fit(max_iterations=8)
+        np.testing.assert_array_equal(resumed.parameters, whole.parameters)
 
     def test_a_callback_sees_parameters_and_can_stop(self):
         seen = []
