@@ -435,8 +435,7 @@ class Worker:
             raise _Offence(f"transfer {transfer}: begun twice")
         halves = (header.element_type == vector_pb2.ELEMENT_TYPE_BFLOAT16 and session.dtype == np.float32
                   and not header.HasField("slot"))
-        dtype = BFLOAT16 if halves else DTYPES.get(header.element_type)
-        if header.size != self.model.num_parameters or not (halves or dtype == session.dtype):
+        if header.size != self.model.num_parameters or not (halves or DTYPES.get(header.element_type) == session.dtype):
             raise _Offence(f"transfer {transfer}: {header.size} elements of type {header.element_type}; expected "
                            f"{self.model.num_parameters} of {session.dtype.name}")
         if header.HasField("slot"):
@@ -450,7 +449,8 @@ class Worker:
                 self._keep(header.name, vector)
                 session.shared.add(header.name)
         else:
-            session.transfers[transfer] = header.name, VectorAssembler(transfer, header.size, dtype)
+            session.transfers[transfer] = header.name, VectorAssembler(transfer, header.size,
+                                                                      BFLOAT16 if halves else session.dtype)
 
     def _on_vector_chunk(self, session: _Session, chunk: vector_pb2.VectorChunk) -> None:
         self._on_chunk(session, chunk.transfer, chunk.offset, memoryview(chunk.data))
