@@ -45,7 +45,7 @@ int FirstCgLimit(const ConjugateGradientOptions& options) {
 
 Restraint NextRestraint(const Restraint& last, const SolveOutcome& outcome, const DampingOptions& damping,
                         const ConjugateGradientOptions& cg) {
-  // On an auto-encoder 1.3 and 1.5 did as well, and a share of 0.03 to 0.3; on AN4, where damping has a fifth and more, CG stayed at 15.
+  // On an auto-encoder 1.3 and 1.5 did as well, and a share of 0.03 to 0.3; on AN4, where damping has a sixth and more, CG stayed at 15.
   constexpr double kGrowth = 1.3, kLittle = 0.1;
   Restraint next{.damping = NextDamping(last.damping, outcome.rho, outcome.accepted, damping), .cg_limit = last.cg_limit};
   if (next.damping > last.damping) {

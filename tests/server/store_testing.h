@@ -16,25 +16,12 @@
 
 #include "core/optimizer_state.h"
 #include "gtest/gtest.h"
+#include "tests/support/temporary_directory.h"
 
 // For the tests of what is stored: states, and a place on the disk.
 namespace hfopt::server {
 
-// A directory of its own for a test, removed with its content.
-class TemporaryDirectory {
- public:
-  TemporaryDirectory() : path_(::testing::TempDir() + "hfopt_store_XXXXXX") {
-    if (mkdtemp(path_.data()) == nullptr) abort();
-  }
-  ~TemporaryDirectory() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
+using hfopt::testing::TemporaryDirectory;
 
 inline std::string ReadBytes(const std::string& path) {
   std::ifstream file(path, std::ios::binary);

@@ -1,32 +1,15 @@
 #ifndef HFOPT_TESTS_SUPPORT_PROGRAM_H_
 #define HFOPT_TESTS_SUPPORT_PROGRAM_H_
 
-#include <unistd.h>
-
-#include <cstdlib>
-#include <filesystem>
 #include <fstream>
 #include <sstream>
 #include <string>
 #include <vector>
 
-#include "gtest/gtest.h"
 #include "tests/support/process.h"
+#include "tests/support/temporary_directory.h"
 
 namespace hfopt::testing {
-
-// A directory that goes with the object.
-class TemporaryDirectory {
- public:
-  TemporaryDirectory() : path_(::testing::TempDir() + "hfopt_test.XXXXXX") {
-    EXPECT_NE(mkdtemp(path_.data()), nullptr);
-  }
-  ~TemporaryDirectory() { std::filesystem::remove_all(path_); }
-  std::string operator/(const std::string& name) const { return path_ + "/" + name; }
-
- private:
-  std::string path_;
-};
 
 inline std::string ReadFile(const std::string& path) {
   std::stringstream text;

@@ -1,9 +1,6 @@
 #ifndef HFOPT_TESTS_SUPPORT_TEST_SERVER_H_
 #define HFOPT_TESTS_SUPPORT_TEST_SERVER_H_
 
-#include <stdlib.h>
-
-#include <filesystem>
 #include <memory>
 #include <string>
 #include <thread>
@@ -17,25 +14,9 @@
 #include "gtest/gtest.h"
 #include "server/convert/options.h"
 #include "server/server.h"
+#include "tests/support/temporary_directory.h"
 
 namespace hfopt::testing {
-
-// A directory that is gone after the test.
-class TemporaryDirectory {
- public:
-  TemporaryDirectory() {
-    std::string path = (std::filesystem::temp_directory_path() / "hfopt-test-XXXXXX").string();
-    path_ = mkdtemp(path.data());
-  }
-  ~TemporaryDirectory() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
 
 // A server in this process on a port of the system's choice, which can be stopped and started again on the same state.
 class TestServer {

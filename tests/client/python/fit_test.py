@@ -104,8 +104,8 @@ class FitTest(unittest.TestCase):
             self.fit(directory=self.folder, resume=True)
 
     def test_ctrl_c_leaves_a_run_that_can_be_resumed(self):
-        # In a process of its own, which gets the signal from within a product of its second iteration: the first three linearizations are
-        # those of the check before it. There are iterations enough for the signal to be heard before the last.
+        # In a process of its own, which gets the signal from within the linearization of its second iteration: the first
+        # three are of the check before. There are iterations enough for the signal to be heard before the last.
         program = f"""if True:
             import os, signal, sys
             import digits, hfopt
