@@ -34,7 +34,7 @@ absl::Status CheckAnswer(const GradientAnswer<Scalar>& answer, int64_t n, const 
   if (extras.second_moment && answer.second_moment.size() != n) {
     return absl::FailedPreconditionError(
         absl::StrCat("the second moment of the gradient has ", answer.second_moment.size(), " elements, theta has ", n,
-                     "; the model has to supply it, or preconditioner.squared_gradients be switched off"));
+                     "; the model has to supply it, or preconditioner.diagonal be none"));
   }
   if (!std::isfinite(answer.loss)) {
     return absl::FailedPreconditionError(absl::StrCat("the training loss at theta is ", answer.loss,
@@ -47,6 +47,27 @@ absl::Status CheckAnswer(const GradientAnswer<Scalar>& answer, int64_t n, const 
     }
   }
   return absl::OkStatus();
+}
+
+// The gradient on `sample` with what the rules need besides. The second moment comes from the first few of its examples, in a request of their
+// own: it decides how good the preconditioner is, not where the solve ends, and costs models as much as a gradient or far more.
+template <typename Scalar>
+absl::StatusOr<GradientAnswer<Scalar>> AskForGradient(Objective<Scalar>& objective, const OptimizerState<Scalar>& state, const Sample& sample,
+                                                      const OptimizerOptions& options) {
+  GradientExtras extras = ExtrasFor(options, objective.has_second_moment());
+  const int64_t few = options.preconditioner.diagonal_examples;
+  const bool apart = extras.second_moment && few > 0 && few < sample.size();
+  if (apart) extras.second_moment = false;
+  HFOPT_ASSIGN_OR_RETURN(GradientAnswer<Scalar> answer, objective.Gradient(state.theta, sample, extras));
+  HFOPT_RETURN_IF_ERROR(CheckAnswer(answer, state.theta.size(), extras));
+  if (apart) {
+    constexpr GradientExtras kSecondMoment = {.second_moment = true};
+    const Sample first = DrawSample(objective.layout(), DataSet::kTraining, few, state.gradient_cursor);
+    HFOPT_ASSIGN_OR_RETURN(GradientAnswer<Scalar> of_few, objective.Gradient(state.theta, first, kSecondMoment));
+    HFOPT_RETURN_IF_ERROR(CheckAnswer(of_few, state.theta.size(), kSecondMoment));
+    answer.second_moment = std::move(of_few.second_moment);
+  }
+  return answer;
 }
 
 // -q(d_N), with or without its damping term. Never a product.
@@ -99,11 +120,13 @@ absl::Status NonFiniteStart(double loss, const OptimizerState<Scalar>& state, co
 
 }  // namespace
 
-GradientExtras ExtrasFor(const OptimizerOptions& options) {
+GradientExtras ExtrasFor(const OptimizerOptions& options, bool has_second_moment) {
+  const DiagonalMode diagonal = options.preconditioner.diagonal;
   const bool needs_noise =
       options.samples.growth == SampleGrowth::kVariance || options.conjugate_gradient.noise_factor > 0;
   return {.sub_batches = needs_noise ? options.samples.sub_batches : 0,
-          .second_moment = options.preconditioner.squared_gradients};
+          .second_moment = diagonal == DiagonalMode::kSquaredGradients ||
+                           (diagonal == DiagonalMode::kSquaredGradientsIfOffered && has_second_moment)};
 }
 
 template <typename Scalar>
@@ -135,9 +158,7 @@ absl::StatusOr<Iteration<Scalar>> Iterate(const OptimizerState<Scalar>& state, O
       DrawSample(layout, DataSet::kHeldOut, HeldOutSize(layout, options.samples, state.next_gradient_size), 0);
 
   // g <- gradient of the training loss at theta.
-  const GradientExtras extras = ExtrasFor(options);
-  HFOPT_ASSIGN_OR_RETURN(const GradientAnswer<Scalar> gradient, objective.Gradient(theta, gradient_sample, extras));
-  HFOPT_RETURN_IF_ERROR(CheckAnswer(gradient, theta.size(), extras));
+  HFOPT_ASSIGN_OR_RETURN(const GradientAnswer<Scalar> gradient, AskForGradient<Scalar>(objective, state, gradient_sample, options));
   const Vector<Scalar>& g = gradient.gradient;
 
   // {d_1 .. d_N} <- CG-Minimize(q, beta d_N of the iteration before). The curvature sample is fixed within the solve.

@@ -19,8 +19,8 @@ struct Iteration {
   IterationReport report;
 };
 
-// What every gradient is asked for besides, because some rule of these options needs it.
-GradientExtras ExtrasFor(const OptimizerOptions& options);
+// What the gradients of an iteration are asked for besides, because some rule of these options needs it.
+GradientExtras ExtrasFor(const OptimizerOptions& options, bool has_second_moment);
 
 // One iteration of Hessian-free optimization: Kingsbury, Sainath & Soltau 2012, Algorithm 1, with the preconditioning and sampling of
 // Sainath et al. 2013. A pure function: `state` is left as it is, and on error nothing has happened. `options` are valid.

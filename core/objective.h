@@ -65,6 +65,8 @@ class Objective {
 
   virtual int64_t num_parameters() const = 0;
   virtual const DataLayout& layout() const = 0;
+  // Whether Gradient can be asked for second moments.
+  virtual bool has_second_moment() const { return false; }
 
   // Losses at several points in one exchange, in the order of `trials`.
   virtual absl::StatusOr<std::vector<LossAnswer>> Losses(const Vector<Scalar>& theta,

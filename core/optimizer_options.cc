@@ -31,6 +31,9 @@ OptimizerOptions OptimizerOptions::Accelerated() {
   // 15 is right for short, noisy solves (AN4), and three times too short for auto-encoders, where the limit grows (NextRestraint).
   options.conjugate_gradient.initial_max_iterations = 15;
   options.conjugate_gradient.max_iterations = 100;
+  // On an auto-encoder (784-100-25-6 and back, CURVES, seeds 1 and 2) the held-out loss after 250 example-passes is 71.8 and 74.1 with the
+  // diagonal, 82.8 and 85.1 without; to 0.86 on AN4 (seeds 1, 2, 3) it takes 64, 70 and 69 passes, and 69, 69 and 65.
+  options.preconditioner.diagonal = DiagonalMode::kSquaredGradientsIfOffered;
   options.damping.rule = DampingRule::kContinuous;
   options.damping.actual_reduction = ActualReduction::kHeldOutAtLast;
   options.samples = {.initial_gradient_examples = 3000,
@@ -81,13 +84,14 @@ absl::Status OptimizerOptions::Validate() const {
         absl::StrCat("optimizer.preconditioner.memory is ", p.memory, "; it must be even (Morales & Nocedal spacing)"));
   }
   HFOPT_RETURN_IF_ERROR(InRange("preconditioner.diagonal_exponent", p.diagonal_exponent, 0, 1));
+  HFOPT_RETURN_IF_ERROR(InRange("preconditioner.diagonal_examples", static_cast<double>(p.diagonal_examples), 0, kMaxCount));
   HFOPT_RETURN_IF_ERROR(InRange("preconditioner.min_pair_curvature", p.min_pair_curvature, 0, 1));
 
   HFOPT_RETURN_IF_ERROR(InRange("damping.min", damping.min, 0, 1e30));
   HFOPT_RETURN_IF_ERROR(InRange("damping.max", damping.max, damping.min, 1e30));
   HFOPT_RETURN_IF_ERROR(InRange("damping.initial", damping.initial, damping.min, damping.max));
   HFOPT_RETURN_IF_ERROR(InRange("damping.target_ratio", damping.target_ratio, 0.01, 1));
-  if (p.squared_gradients && damping.min == 0) {
+  if (p.diagonal != DiagonalMode::kNone && damping.min == 0) {
     return absl::InvalidArgumentError(
         "optimizer.damping.min is 0; the squared-gradient diagonal needs a positive lambda to be invertible");
   }

@@ -29,11 +29,21 @@ enum class LbfgsMode {
   kFlexible,  // pairs enter while the solve runs (Sainath et al. 2013); needs flexible CG
 };
 
+enum class DiagonalMode {
+  kNone,
+  kSquaredGradients,           // H_0 = diag((second moment + lambda)^-exponent) (Martens 2010, sec. 4.7)
+  kSquaredGradientsIfOffered,  // that where the objective has second moments, else none
+};
+
 struct PreconditionerOptions {
   LbfgsMode lbfgs = LbfgsMode::kNone;
   int memory = 16;  // pairs m, even
-  bool squared_gradients = false;   // H_0 = diag((second moment + lambda)^-exponent) (Martens 2010, sec. 4.7)
+  DiagonalMode diagonal = DiagonalMode::kNone;
   double diagonal_exponent = 0.75;
+  // The second moment is that of so many of the gradient's examples; 0: of all of them (Martens). With 32, 100, 256 and all of them an
+  // auto-encoder (as in Accelerated) was at 71.2, 72.2, 72.4 and 72.0 after 250 example-passes; in models without a rule for all examples at
+  // once, each costs a gradient of its own.
+  int64_t diagonal_examples = 128;
   double min_pair_curvature = 1e-8;  // a pair is skipped when y's <= this |s||y|
 };
 

@@ -77,7 +77,8 @@ absl::StatusOr<std::vector<DerivativeCheckResult>> CheckWorkers(server::WorkerPo
   server::RemoteObjective<Scalar> objective(absl::StrCat("runs/", flags.run_id), pool, model.num_parameters,
                                             {.shards = flags.shards,
                                              .training_examples = model.training_examples,
-                                             .held_out_examples = model.held_out_examples});
+                                             .held_out_examples = model.held_out_examples},
+                                            /*options=*/{});
   HFOPT_ASSIGN_OR_RETURN(const Vector<Scalar> theta, flags.from.empty() ? objective.InitialParameters(flags.seed)
                                                                         : ReadParameters<Scalar>(flags.from));
   if (theta.size() != model.num_parameters) {

@@ -19,7 +19,7 @@ namespace {
 using ::google::protobuf::FieldDescriptor;
 using ::google::protobuf::Message;
 
-// One table for each enum, found by the type of core. The squared-gradient diagonal is a bool there.
+// One table for each enum, found by the type of core.
 const auto& TableOf(LbfgsMode) {
   using P = v1::PreconditionerOptions;
   static constexpr EnumRow<LbfgsMode, P::Lbfgs> kTable[] = {{LbfgsMode::kNone, P::LBFGS_NONE},
@@ -28,10 +28,12 @@ const auto& TableOf(LbfgsMode) {
   return kTable;
 }
 
-const auto& TableOf(bool) {
+const auto& TableOf(DiagonalMode) {
   using P = v1::PreconditionerOptions;
-  static constexpr EnumRow<bool, P::Diagonal> kTable[] = {{false, P::DIAGONAL_NONE},
-                                                          {true, P::DIAGONAL_SQUARED_GRADIENTS}};
+  static constexpr EnumRow<DiagonalMode, P::Diagonal> kTable[] = {
+      {DiagonalMode::kNone, P::DIAGONAL_NONE},
+      {DiagonalMode::kSquaredGradients, P::DIAGONAL_SQUARED_GRADIENTS},
+      {DiagonalMode::kSquaredGradientsIfOffered, P::DIAGONAL_SQUARED_GRADIENTS_IF_OFFERED}};
   return kTable;
 }
 
@@ -85,8 +87,9 @@ void VisitFields(Options& options, Visitor& visit) {
   auto& preconditioner = options.preconditioner;
   visit("preconditioner", "lbfgs", preconditioner.lbfgs);
   visit("preconditioner", "memory", preconditioner.memory);
-  visit("preconditioner", "diagonal", preconditioner.squared_gradients);
+  visit("preconditioner", "diagonal", preconditioner.diagonal);
   visit("preconditioner", "diagonal_exponent", preconditioner.diagonal_exponent);
+  visit("preconditioner", "diagonal_examples", preconditioner.diagonal_examples);
   visit("preconditioner", "min_pair_curvature", preconditioner.min_pair_curvature);
 
   auto& damping = options.damping;

@@ -21,7 +21,7 @@ class RemoteObjective<Scalar>::RemoteProduct : public CurvatureProduct<Scalar> {
       : objective_(objective), theta_(std::move(theta)), sample_(std::move(sample)) {}
 
   absl::Status Apply(const Vector<Scalar>& v, Vector<Scalar>& product) override {
-    const bool rounded = objective_.bfloat16_products_ && !objective_.checking_;
+    const bool rounded = objective_.options_.bfloat16_products && !objective_.checking_;
     const NamedVectorPtr direction = rounded ? objective_.NameRounded(v) : objective_.Name(v, {theta_});
     v1::EvaluationRequest request;
     request.mutable_product()->set_bfloat16(rounded);
@@ -144,8 +144,8 @@ absl::Status RemoteObjective<Scalar>::Add(const UnitAnswer& answer, uint64_t tra
 
 template <typename Scalar>
 std::optional<int> RemoteObjective<Scalar>::Repeat(std::vector<Unit>& units) {
-  if (repeat_every_ == 0 || checking_ || ++evaluations_ % repeat_every_ != 0) return std::nullopt;
-  const size_t i = evaluations_ / repeat_every_ % units.size();
+  if (options_.repeat_every == 0 || checking_ || ++evaluations_ % options_.repeat_every != 0) return std::nullopt;
+  const size_t i = evaluations_ / options_.repeat_every % units.size();
   const Unit again = units[i];
   units.insert(units.begin() + i, again);
   return again.shard;
@@ -296,7 +296,7 @@ absl::StatusOr<GradientAnswer<Scalar>> RemoteObjective<Scalar>::Gradient(const V
   answer.loss = loss.Mean()[0].loss;
   answer.weight = gradient.weight();
   answer.noise = GradientNoise(part_norms, Norm(answer.gradient));
-  if (repeat_every_ != 0 && !checking_) HFOPT_RETURN_IF_ERROR(CheckNewWorkers(theta, sample));
+  if (options_.repeat_every != 0 && !checking_) HFOPT_RETURN_IF_ERROR(CheckNewWorkers(theta, sample));
   return answer;
 }
 

@@ -23,22 +23,24 @@ namespace hfopt::server {
 template <typename Scalar>
 class RemoteObjective : public Objective<Scalar> {
  public:
-  // `pool` outlives this and has its shards set to layout.shards. `run_name` is for messages. In every `repeat_every`-th gradient or
-  // product one shard is asked for twice, and answers of one worker that differ are an error; so are answers to the first gradient of a worker
-  // that contradict its losses and products (core/derivative_check.h, SpotCheckDerivatives). 0: neither. With `bfloat16_products`, which takes a pool
-  // that asks for it, directions and products are rounded to bfloat16.
-  RemoteObjective(std::string run_name, WorkerPool& pool, int64_t num_parameters, DataLayout layout, uint32_t repeat_every = 0,
-                  bool bfloat16_products = false)
-      : run_name_(std::move(run_name)),
-        pool_(pool),
-        num_parameters_(num_parameters),
-        layout_(layout),
-        repeat_every_(repeat_every),
-        bfloat16_products_(bfloat16_products) {}
+  struct Options {
+    // In every so many gradients or products one shard is asked for twice, and answers of one worker that differ are an error; so are answers to
+    // the first gradient of a worker that contradict its losses and products (core/derivative_check.h, SpotCheckDerivatives). 0: neither.
+    uint32_t repeat_every = 0;
+    // Directions and products are rounded to bfloat16. Takes a pool that asks for it.
+    bool bfloat16_products = false;
+    // The workers offer second moments.
+    bool second_moment = false;
+  };
+
+  // `pool` outlives this and has its shards set to layout.shards. `run_name` is for messages.
+  RemoteObjective(std::string run_name, WorkerPool& pool, int64_t num_parameters, DataLayout layout, Options options)
+      : run_name_(std::move(run_name)), pool_(pool), num_parameters_(num_parameters), layout_(layout), options_(options) {}
   ~RemoteObjective() override;
 
   int64_t num_parameters() const override { return num_parameters_; }
   const DataLayout& layout() const override { return layout_; }
+  bool has_second_moment() const override { return options_.second_moment; }
 
   absl::StatusOr<std::vector<LossAnswer>> Losses(const Vector<Scalar>& theta, absl::Span<const Trial<Scalar>> trials,
                                                  const Sample& sample) override;
@@ -80,8 +82,7 @@ class RemoteObjective : public Objective<Scalar> {
   WorkerPool& pool_;
   const int64_t num_parameters_;
   const DataLayout layout_;
-  const uint32_t repeat_every_;
-  const bool bfloat16_products_;
+  const Options options_;
   uint64_t evaluations_ = 0;  // gradients and products
   using WorkerName = std::pair<std::string, uint64_t>;  // and its incarnation
   std::map<int, WorkerName> gradient_of_;  // by shard: who has answered last

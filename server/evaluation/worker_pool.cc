@@ -116,7 +116,8 @@ ModelDescription Describe(const v1::Hello& hello, const ModelDescription& expect
   return {.num_parameters = static_cast<int64_t>(hello.num_parameters()),
           .training_examples = static_cast<int64_t>(hello.training_examples()),
           .held_out_examples = static_cast<int64_t>(hello.held_out_examples()),
-          .signature = expected.signature.empty() ? hello.model_signature() : expected.signature};
+          .signature = expected.signature.empty() ? hello.model_signature() : expected.signature,
+          .second_moment = expected.second_moment.value_or(hello.second_moment())};
 }
 
 v1::SessionResponse CancelMessage(uint64_t id) {
@@ -175,7 +176,7 @@ absl::Status WorkerPool::CheckHello(const v1::Hello& hello) const {
     return refuse("does not know bfloat16, in which this run has its products; use a worker that has it (Hello.bfloat16), or create the run without "
                   "bfloat16_products");
   }
-  if (options_.second_moment && !hello.second_moment()) {
+  if (options_.diagonal == DiagonalMode::kSquaredGradients && !hello.second_moment()) {
     return refuse("has no second moments, which this run's preconditioner.diagonal needs; use a worker that has them (Hello.second_moment), or "
                   "create the run with preconditioner.diagonal=none");
   }
@@ -231,6 +232,12 @@ absl::Status WorkerPool::CheckModel(const v1::Hello& hello) const {
   }
   if (!hello.model_signature().empty() && !m.signature.empty() && hello.model_signature() != m.signature) {
     return differs("model_signature", View(hello.model_signature()), View(m.signature));
+  }
+  if (options_.diagonal == DiagonalMode::kSquaredGradientsIfOffered && m.second_moment.value_or(false) && !hello.second_moment()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(options_.run_name, ": worker ", hello.worker_id(), ": has no second moments, which the first worker of this run had and its "
+                     "preconditioner.diagonal uses; use workers that all have them (Hello.second_moment), or create the run with "
+                     "preconditioner.diagonal=none"));
   }
   return absl::OkStatus();
 }

@@ -16,6 +16,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "core/optimizer_options.h"
 #include "hfopt/v1/evaluation_service.pb.h"
 #include "hfopt/v1/run.pb.h"
 #include "server/evaluation/named_vector.h"
@@ -33,6 +34,7 @@ struct ModelDescription {
   int64_t training_examples = 0;
   int64_t held_out_examples = 0;
   std::string signature;
+  std::optional<bool> second_moment;  // whether its first worker offers second moments
 
   friend bool operator==(const ModelDescription&, const ModelDescription&) = default;
 };
@@ -80,7 +82,7 @@ class WorkerPool {
     absl::Duration lease = absl::Seconds(10);
     // What workers have to be able to do, and to say in Hello.
     bool bfloat16_products = false;
-    bool second_moment = false;
+    DiagonalMode diagonal = DiagonalMode::kNone;
     bool sub_batches = false;
     bool hedging = true;  // idle workers are asked for what others are late with
     // RESOURCE_EXHAUSTED when a run with so many parameters does not fit into the server.

@@ -75,6 +75,7 @@ class JournaledObjective final : public Objective<Scalar> {
 
   int64_t num_parameters() const override { return objective_.num_parameters(); }
   const DataLayout& layout() const override { return objective_.layout(); }
+  bool has_second_moment() const override { return objective_.has_second_moment(); }
   absl::StatusOr<std::vector<LossAnswer>> Losses(const Vector<Scalar>& theta, absl::Span<const Trial<Scalar>> trials, const Sample& sample) override;
   absl::StatusOr<GradientAnswer<Scalar>> Gradient(const Vector<Scalar>& theta, const Sample& sample, const GradientExtras& extras) override;
   absl::StatusOr<std::unique_ptr<CurvatureProduct<Scalar>>> GaussNewtonAt(const Vector<Scalar>& theta, const Sample& sample) override;

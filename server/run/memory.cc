@@ -18,7 +18,7 @@ int64_t VectorsHeld(const OptimizerOptions& options, int shards, bool bfloat16_p
   }
   return 4 + 8 + 2 * (flexible ? cg.orthogonalization_depth : 1) + kept +
          (lbfgs ? 5 * options.preconditioner.memory : 0) + 4 +
-         (shards + 1) * (options.preconditioner.squared_gradients ? 2 : 1) + (bfloat16_products ? (shards + 1) / 2 + 1 : 0);
+         (shards + 1) * (options.preconditioner.diagonal != DiagonalMode::kNone ? 2 : 1) + (bfloat16_products ? (shards + 1) / 2 + 1 : 0);
 }
 
 int64_t BytesNeeded(const OptimizerOptions& options, int shards, int64_t num_parameters, int element_size) {

@@ -66,7 +66,8 @@ ModelDescription KnownModel(const v1::Run& record) {
   return {.num_parameters = static_cast<int64_t>(model.num_parameters()),
           .training_examples = static_cast<int64_t>(model.training_examples()),
           .held_out_examples = static_cast<int64_t>(model.held_out_examples()),
-          .signature = model.signature()};
+          .signature = model.signature(),
+          .second_moment = model.second_moment()};
 }
 
 WorkerPool::Options PoolOptions(const v1::Run& record, const OptimizerOptions& optimizer,
@@ -77,8 +78,8 @@ WorkerPool::Options PoolOptions(const v1::Run& record, const OptimizerOptions& o
           .model = KnownModel(record),
           .lease = lease > 0 ? absl::Seconds(lease) : environment.default_lease,
           .bfloat16_products = record.options().bfloat16_products(),
-          .second_moment = ExtrasFor(optimizer).second_moment,
-          .sub_batches = ExtrasFor(optimizer).sub_batches > 0,
+          .diagonal = optimizer.preconditioner.diagonal,
+          .sub_batches = ExtrasFor(optimizer, /*has_second_moment=*/false).sub_batches > 0,
           .hedging = !record.options().disable_hedging(),
           .check_memory =
               [run = record.options(), optimizer, limit = environment.memory_limit_bytes](int64_t num_parameters) {
@@ -448,6 +449,7 @@ absl::StatusOr<DataLayout> Run::AwaitLayout() {
     record.mutable_model()->set_num_parameters(model.num_parameters);
     record.mutable_model()->set_training_examples(model.training_examples);
     record.mutable_model()->set_held_out_examples(model.held_out_examples);
+    record.mutable_model()->set_second_moment(model.second_moment.value_or(false));
   };
   HFOPT_RETURN_IF_ERROR(UntilStored([&] { return UpdateRecord(describe); }));
   pool_->Expect(model);
@@ -532,9 +534,11 @@ std::optional<Termination> Run::WallTimeTermination() const {
 template <typename Scalar>
 absl::StatusOr<Termination> Run::Drive() {
   HFOPT_ASSIGN_OR_RETURN(const DataLayout layout, AwaitLayout());
-  const int64_t num_parameters = Snapshot().num_parameters();
-  RemoteObjective<Scalar> objective(absl::StrCat("runs/", id_), *pool_, num_parameters, layout,
-                                    Snapshot().options().repeat_every(), Snapshot().options().bfloat16_products());
+  const v1::Run record = Snapshot();
+  RemoteObjective<Scalar> objective(absl::StrCat("runs/", id_), *pool_, record.num_parameters(), layout,
+                                    {.repeat_every = record.options().repeat_every(),
+                                     .bfloat16_products = record.options().bfloat16_products(),
+                                     .second_moment = record.model().second_moment()});
   HFOPT_ASSIGN_OR_RETURN(OptimizerState<Scalar> state, LoadOrInitialize<Scalar>(objective));
   std::optional<Journal> journal;
   std::optional<JournaledObjective<Scalar>> journaled;

@@ -174,7 +174,7 @@ std::vector<Setting> Settings() {
   for (const LbfgsMode mode : {LbfgsMode::kNone, LbfgsMode::kFrozen, LbfgsMode::kFlexible}) {
     for (const bool diagonal : {false, true}) {
       OptimizerOptions options = WithAllCurvature(OptimizerOptions::Published());
-      options.preconditioner = {.lbfgs = mode, .memory = 4, .squared_gradients = diagonal};
+      options.preconditioner = {.lbfgs = mode, .memory = 4, .diagonal = diagonal ? DiagonalMode::kSquaredGradients : DiagonalMode::kNone};
       settings.push_back(
           {"lbfgs mode " + std::to_string(static_cast<int>(mode)) + (diagonal ? " and diagonal" : ""), options});
     }
@@ -310,13 +310,13 @@ TEST(HessianFree, AsksForNoExtrasThatNoRuleNeeds) {
   for (const OptimizerOptions& options :
        {OptimizerOptions::Published(), OptimizerOptions::Accelerated(), OptimizerOptions::Deterministic()}) {
     EXPECT_EQ(extras(options).sub_batches, 0);
-    EXPECT_FALSE(extras(options).second_moment);
+    EXPECT_EQ(extras(options).second_moment, options.preconditioner.diagonal == DiagonalMode::kSquaredGradientsIfOffered);
   }
   OptimizerOptions noise, variance, diagonal;
   noise.conjugate_gradient.noise_factor = 1;
   noise.samples.sub_batches = 7;
   variance.samples.growth = SampleGrowth::kVariance;
-  diagonal.preconditioner.squared_gradients = true;
+  diagonal.preconditioner.diagonal = DiagonalMode::kSquaredGradients;
   EXPECT_EQ(extras(noise).sub_batches, 7);
   EXPECT_EQ(extras(variance).sub_batches, 10);
   EXPECT_FALSE(extras(variance).second_moment);
@@ -481,7 +481,7 @@ TEST(HessianFree, ALossThatOverflowsOnALargerPartNamesBothParts) {
 TEST(HessianFree, AnErrorAtAnyCallLeavesTheStateUnchanged) {
   LeastSquaresObjective<double> model = CurvedProblem();
   OptimizerOptions options = OptimizerOptions::Accelerated();
-  options.preconditioner = {.lbfgs = LbfgsMode::kFlexible, .memory = 4, .squared_gradients = true};
+  options.preconditioner = {.lbfgs = LbfgsMode::kFlexible, .memory = 4, .diagonal = DiagonalMode::kSquaredGradients, .diagonal_examples = 12};
   options.damping.actual_reduction = ActualReduction::kGradientSampleAtLast;
   options.samples = {.initial_gradient_examples = 60, .curvature_fraction = 0.5, .held_out_fraction = 0.5};
   options.stop.target_loss = 100;
@@ -853,7 +853,7 @@ TEST(HessianFree, PreconditionerIsNeverOffInSilence) {
   ScriptedObjective<double> objective(model);
   objective.on_gradient = [](GradientAnswer<double>& answer) { answer.second_moment.resize(0); };
   OptimizerOptions options;
-  options.preconditioner.squared_gradients = true;
+  options.preconditioner.diagonal = DiagonalMode::kSquaredGradients;
   const absl::Status status = Iterate<double>(Start<double>(objective, options), objective, options).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(status.message()), HasSubstr("second moment"));
@@ -874,7 +874,7 @@ TEST(HessianFree, DiagonalPreconditionerIsThatOfMartens) {
   LeastSquaresObjective<double> objective = CurvedProblem();
   OptimizerOptions options = WithAllCurvature(OptimizerOptions::Published());
   options.conjugate_gradient.max_iterations = 1;
-  options.preconditioner.squared_gradients = true;
+  options.preconditioner.diagonal = DiagonalMode::kSquaredGradients;
   options.damping.initial = 0.3;
   const OptimizerState<double> start = Start(objective, options);
   const auto next = Iterate(start, objective, options);
@@ -883,6 +883,57 @@ TEST(HessianFree, DiagonalPreconditionerIsThatOfMartens) {
   const Eigen::VectorXd z = -(gradient.gradient.array() / (gradient.second_moment.array() + 0.3).pow(0.75)).matrix();
   const Eigen::VectorXd step = next->state.theta - start.theta;
   EXPECT_NEAR(step.dot(z), step.norm() * z.norm(), 1e-12 * step.norm() * z.norm()) << "parallel";
+}
+
+TEST(HessianFree, DiagonalIsThatOfTheFirstOfTheGradientsExamples) {
+  LeastSquaresObjective<double> model = CurvedProblem();
+  ScriptedObjective<double> objective(model);
+  OptimizerOptions options = WithAllCurvature(OptimizerOptions::Published());
+  options.conjugate_gradient.max_iterations = 1;
+  options.preconditioner = {.diagonal = DiagonalMode::kSquaredGradients, .diagonal_examples = 30};
+  options.damping.initial = 0.3;
+  options.samples.initial_gradient_examples = 60;
+  OptimizerState<double> start = Start<double>(objective, options);
+  start.gradient_cursor = 60;
+  const auto next = Iterate<double>(start, objective, options);
+
+  const Sample many = DrawSample(model.layout(), DataSet::kTraining, 60, 60), few = DrawSample(model.layout(), DataSet::kTraining, 30, 60);
+  ASSERT_EQ(objective.Count(CallKind::kGradient), 2);
+  EXPECT_EQ(objective.calls[0].sample, many);
+  EXPECT_FALSE(objective.calls[0].extras.second_moment);
+  EXPECT_EQ(objective.calls[1].sample, few);
+  EXPECT_TRUE(objective.calls[1].extras.second_moment);
+  EXPECT_EQ(next->state.cost.gradient_examples, 90) << "is counted";
+  const Eigen::ArrayXd g = model.Gradient(start.theta, many, {})->gradient.array();
+  const Eigen::ArrayXd squares = model.Gradient(start.theta, few, {.second_moment = true})->second_moment.array();
+  const Eigen::VectorXd z = -(g / (squares + 0.3).pow(0.75)).matrix();
+  const Eigen::VectorXd step = next->state.theta - start.theta;
+  EXPECT_NEAR(step.dot(z), step.norm() * z.norm(), 1e-12 * step.norm() * z.norm()) << "parallel";
+
+  for (const int64_t all : {0, 60, 1000}) {
+    options.preconditioner.diagonal_examples = all;
+    objective.calls.clear();
+    ASSERT_TRUE(Iterate<double>(start, objective, options).ok());
+    ASSERT_EQ(objective.Count(CallKind::kGradient), 1) << all;
+    EXPECT_TRUE(objective.calls[0].extras.second_moment);
+  }
+}
+
+TEST(HessianFree, DiagonalIsUsedWhereItIsOffered) {
+  LeastSquaresObjective<double> with = CurvedProblem();
+  struct Without : ScriptedObjective<double> {
+    using ScriptedObjective<double>::ScriptedObjective;
+    bool has_second_moment() const override { return false; }
+  } without(with);
+  OptimizerOptions none = OptimizerOptions::Published(), if_offered = none, always = none;
+  if_offered.preconditioner.diagonal = DiagonalMode::kSquaredGradientsIfOffered;
+  always.preconditioner.diagonal = DiagonalMode::kSquaredGradients;
+  const auto theta = [](Objective<double>& objective, const OptimizerOptions& options) {
+    return Iterate<double>(Start<double>(objective, options), objective, options)->state.theta;
+  };
+  EXPECT_EQ(theta(with, if_offered), theta(with, always));
+  EXPECT_EQ(theta(without, if_offered), theta(with, none));
+  EXPECT_NE(theta(with, always), theta(with, none));
 }
 
 }  // namespace

@@ -35,7 +35,7 @@ TEST(OptimizerOptions, PublishedHasThePublishedConstants) {
   EXPECT_EQ(published.samples.curvature_fraction, 0.01);  // Kingsbury 2012
   EXPECT_EQ(published.samples.held_out_fraction, 0) << "all held-out data";
   EXPECT_EQ(published.preconditioner.lbfgs, LbfgsMode::kNone);
-  EXPECT_FALSE(published.preconditioner.squared_gradients);
+  EXPECT_EQ(published.preconditioner.diagonal, DiagonalMode::kNone);
 }
 
 // Each field with its allowed range, and values just outside.
@@ -138,7 +138,7 @@ TEST(OptimizerOptions, SquaredGradientDiagonalNeedsAPositiveLambda) {
   OptimizerOptions options;
   options.damping.min = 0;
   EXPECT_TRUE(options.Validate().ok());
-  options.preconditioner.squared_gradients = true;
+  options.preconditioner.diagonal = DiagonalMode::kSquaredGradients;
   EXPECT_EQ(options.Validate().code(), absl::StatusCode::kInvalidArgument);
 }
 

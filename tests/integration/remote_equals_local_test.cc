@@ -146,6 +146,11 @@ class RoundedModel : public client::Model<float> {
                                            client::VectorRef<float> gradient) override {
     return model_->Gradient(theta, examples, gradient);
   }
+  bool has_second_moment() const override { return model_->has_second_moment(); }
+  absl::Status SecondMoment(const client::ConstVectorRef<float>& theta, const client::Examples& examples,
+                            client::VectorRef<float> second_moment) override {
+    return model_->SecondMoment(theta, examples, second_moment);
+  }
   absl::StatusOr<std::unique_ptr<client::Linearization<float>>> Linearize(const client::ConstVectorRef<float>& theta,
                                                                           const client::Examples& examples) override {
     HFOPT_ASSIGN_OR_RETURN(auto exact, model_->Linearize(theta, examples));
@@ -204,9 +209,10 @@ TEST(Bfloat16Products, AreRoundedAndNothingElseIsWhicheverWayTheyGo) {
   EXPECT_EQ(chunks.theta, local.theta);
   EXPECT_EQ(TrafficOf(true, true).theta, local.theta);
 
-  // The initial parameters, and for each shard a gradient of four bytes a number and products of two, where they were four.
+  // The initial parameters, and for each shard gradients of four bytes a number (every other with a second moment) and products of two,
+  // where they were four.
   const uint64_t n = model.num_parameters(), shards = 2;
-  const auto received = [&](const v1::Cost& cost, uint64_t bytes) { return 4 * n + shards * (4 * n * cost.gradients() + bytes * n * cost.products()); };
+  const auto received = [&](const v1::Cost& cost, uint64_t bytes) { return 4 * n + shards * (4 * n * cost.gradients() * 3 / 2 + bytes * n * cost.products()); };
   EXPECT_GT(chunks.cost.products(), 10);
   EXPECT_EQ(chunks.received, received(chunks.cost, 2));
   const Traffic whole = TrafficOf(false, false);
@@ -233,6 +239,7 @@ class DistinctVectors : public Objective<float> {
   explicit DistinctVectors(Objective<float>& objective) : objective_(objective) {}
   int64_t num_parameters() const override { return objective_.num_parameters(); }
   const DataLayout& layout() const override { return objective_.layout(); }
+  bool has_second_moment() const override { return objective_.has_second_moment(); }
   absl::StatusOr<std::vector<LossAnswer>> Losses(const Vector<float>& theta, absl::Span<const Trial<float>> trials,
                                                  const Sample& sample) override {
     See(theta);
@@ -244,7 +251,7 @@ class DistinctVectors : public Objective<float> {
   absl::StatusOr<GradientAnswer<float>> Gradient(const Vector<float>& theta, const Sample& sample,
                                                  const GradientExtras& extras) override {
     See(theta);
-    ++answers_;
+    answers_ += extras.second_moment ? 2 : 1;
     return objective_.Gradient(theta, sample, extras);
   }
   absl::StatusOr<std::unique_ptr<CurvatureProduct<float>>> GaussNewtonAt(const Vector<float>& theta,

@@ -52,6 +52,11 @@ class WrongModel : public client::Model<float> {
     if (!linearization.ok() || !on_product) return linearization;
     return std::make_unique<WrongLinearization>(*this, *std::move(linearization));
   }
+  bool has_second_moment() const override { return model_->has_second_moment(); }
+  absl::Status SecondMoment(const client::ConstVectorRef<float>& theta, const client::Examples& examples,
+                            client::VectorRef<float> second_moment) override {
+    return model_->SecondMoment(theta, examples, second_moment);
+  }
   bool has_initial_parameters() const override { return true; }
   absl::StatusOr<client::Vector<float>> InitialParameters(uint64_t seed) override { return model_->InitialParameters(seed); }
 

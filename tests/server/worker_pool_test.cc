@@ -224,7 +224,7 @@ TEST_F(WorkerPoolTest, RefusesWhatDoesNotFitNamingBothValues) {
 }
 
 TEST_F(WorkerPoolTest, RefusesWorkersThatLackWhatTheRunNeeds) {
-  WorkerPool pool({.run_name = "runs/r", .bfloat16_products = true, .second_moment = true, .sub_batches = true});
+  WorkerPool pool({.run_name = "runs/r", .bfloat16_products = true, .diagonal = DiagonalMode::kSquaredGradients, .sub_batches = true});
   v1::Hello hello = HelloOf("a");
   const auto refusal = [&] { return std::string(pool.Join(hello, MakeLink()).message()); };
   EXPECT_THAT(refusal(), AllOf(HasSubstr("worker a"), HasSubstr("Hello.bfloat16")));
@@ -234,6 +234,39 @@ TEST_F(WorkerPoolTest, RefusesWorkersThatLackWhatTheRunNeeds) {
   EXPECT_THAT(refusal(), AllOf(HasSubstr("Hello.sub_batches"), HasSubstr("samples.growth=geometric")));
   hello.set_sub_batches(true);
   EXPECT_EQ(pool.Join(hello, MakeLink()), absl::OkStatus());
+}
+
+TEST_F(WorkerPoolTest, WhetherTheFirstWorkerOffersSecondMomentsSettlesWhatTheOthersNeed) {
+  const auto pool = [](DiagonalMode diagonal, std::optional<bool> recorded = std::nullopt) {
+    return std::make_unique<WorkerPool>(
+        WorkerPool::Options{.run_name = "runs/r", .model = {.second_moment = recorded}, .diagonal = diagonal});
+  };
+  const auto join = [&](WorkerPool& pool, const std::string& id, bool second_moment) {
+    v1::Hello hello = HelloOf(id);
+    hello.set_second_moment(second_moment);
+    return pool.Join(hello, MakeLink());
+  };
+  const auto refused = AllOf(HasSubstr("runs/r"), HasSubstr("worker b"), HasSubstr("Hello.second_moment"), HasSubstr("preconditioner.diagonal=none"));
+
+  auto settled = pool(DiagonalMode::kSquaredGradientsIfOffered);
+  EXPECT_EQ(join(*settled, "a", true), absl::OkStatus());
+  EXPECT_THAT(std::string(join(*settled, "b", false).message()), refused);
+  EXPECT_EQ(settled->AwaitWorkers()->second_moment, true);
+
+  settled = pool(DiagonalMode::kSquaredGradientsIfOffered);
+  EXPECT_EQ(join(*settled, "a", false), absl::OkStatus());
+  EXPECT_EQ(join(*settled, "b", true), absl::OkStatus());
+  EXPECT_EQ(settled->AwaitWorkers()->second_moment, false);
+
+  // The record of a run that has begun knows it.
+  EXPECT_THAT(std::string(join(*pool(DiagonalMode::kSquaredGradientsIfOffered, true), "b", false).message()), refused);
+  settled = pool(DiagonalMode::kSquaredGradientsIfOffered, false);
+  EXPECT_EQ(join(*settled, "a", true), absl::OkStatus());
+  EXPECT_EQ(settled->AwaitWorkers()->second_moment, false);
+
+  settled = pool(DiagonalMode::kNone);
+  EXPECT_EQ(join(*settled, "a", true), absl::OkStatus());
+  EXPECT_EQ(join(*settled, "b", false), absl::OkStatus()) << "nobody asks for them";
 }
 
 TEST_F(WorkerPoolTest, RefusesWorkersOfAnotherModelThanTheRecordsBeforeAnyHasJoined) {

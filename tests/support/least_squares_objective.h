@@ -35,6 +35,7 @@ class LeastSquaresObjective : public Objective<Scalar> {
 
   int64_t num_parameters() const override { return n_; }
   const DataLayout& layout() const override { return layout_; }
+  bool has_second_moment() const override { return true; }
 
   absl::StatusOr<std::vector<LossAnswer>> Losses(const Vector<Scalar>& theta, absl::Span<const Trial<Scalar>> trials,
                                                  const Sample& sample) override {

@@ -29,6 +29,7 @@ class LocalObjective : public Objective<Scalar> {
 
   int64_t num_parameters() const override { return model_.num_parameters(); }
   const DataLayout& layout() const override { return layout_; }
+  bool has_second_moment() const override { return model_.has_second_moment(); }
 
   absl::StatusOr<std::vector<LossAnswer>> Losses(const Vector<Scalar>& theta, absl::Span<const Trial<Scalar>> trials,
                                                  const Sample& sample) override {

@@ -66,6 +66,7 @@ class MockWorker {
     hello.set_held_out_examples(model_->num_examples(client::DataSet::kHeldOut));
     hello.add_element_types(v1::ELEMENT_TYPE_FLOAT32);
     hello.set_initial_parameters(true);
+    hello.set_second_moment(model_->has_second_moment());
   }
 
   void Serve() {

@@ -48,6 +48,7 @@ class ScriptedObjective : public Objective<Scalar> {
 
   int64_t num_parameters() const override { return objective_.num_parameters(); }
   const DataLayout& layout() const override { return objective_.layout(); }
+  bool has_second_moment() const override { return objective_.has_second_moment(); }
 
   absl::StatusOr<std::vector<LossAnswer>> Losses(const Vector<Scalar>& theta, absl::Span<const Trial<Scalar>> trials,
                                                  const Sample& sample) override {

@@ -70,7 +70,9 @@ def deterministic_grid():
 
 # Of `ours`: one thing different at a time.
 LEARNING_ABLATION = (
-    ("sampling only (ours)", ()),
+    ("sampling + diagonal (ours)", ()),
+    ("sampling only", tuple(options(preconditioner__diagonal="none"))),
+    ("diagonal of all the gradient's examples", tuple(options(preconditioner__diagonal_examples=0))),
     ("all data, ours otherwise",
      tuple(options(samples__initial_gradient_examples=0, samples__held_out_fraction=0, samples__curvature_fraction=0.01))),
     ("variance-driven samples", tuple(options(samples__growth="variance", samples__initial_gradient_examples=1500))),

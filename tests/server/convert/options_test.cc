@@ -97,7 +97,7 @@ TEST(OptionsConversion, EveryFieldOfEveryPresetSurvivesTheRoundTrip) {
       ++fields;
     });
   }
-  EXPECT_EQ(fields, 3 * 42);
+  EXPECT_EQ(fields, 3 * 43);
 }
 
 TEST(OptionsConversion, FillsInEveryField) {
@@ -113,8 +113,8 @@ TEST(OptionsConversion, CoreHasNoFieldThatProtoLacks) {
   const OptimizerOptions o;
   [[maybe_unused]] const auto& [a1, a2, a3, a4, a5, a6, a7, a8] = o.conjugate_gradient;
   EXPECT_EQ(v1::ConjugateGradientOptions::descriptor()->field_count(), 8);
-  [[maybe_unused]] const auto& [b1, b2, b3, b4, b5] = o.preconditioner;
-  EXPECT_EQ(v1::PreconditionerOptions::descriptor()->field_count(), 5);
+  [[maybe_unused]] const auto& [b1, b2, b3, b4, b5, b6] = o.preconditioner;
+  EXPECT_EQ(v1::PreconditionerOptions::descriptor()->field_count(), 6);
   [[maybe_unused]] const auto& [c1, c2, c3, c4, c5, c6, c7] = o.damping;
   EXPECT_EQ(v1::DampingOptions::descriptor()->field_count(), 7);
   [[maybe_unused]] const auto& [d1, d2, d3, d4, d5, d6, d7, d8, d9] = o.samples;
@@ -160,7 +160,7 @@ TEST(OptionsConversion, RefusesWithFieldValueAndRange) {
       {[](auto& o) { o.mutable_damping()->set_rule(static_cast<v1::DampingOptions::Rule>(9)); },
        "optimizer.damping.rule is 9; allowed: RULE_LEVENBERG_MARQUARDT, RULE_CONTINUOUS, RULE_CONSTANT"},
       {[](auto& o) { o.mutable_preconditioner()->set_diagonal(static_cast<v1::PreconditionerOptions::Diagonal>(-1)); },
-       "optimizer.preconditioner.diagonal is -1; allowed: DIAGONAL_NONE, DIAGONAL_SQUARED_GRADIENTS"},
+       "optimizer.preconditioner.diagonal is -1; allowed: DIAGONAL_NONE, DIAGONAL_SQUARED_GRADIENTS, DIAGONAL_SQUARED_GRADIENTS_IF_OFFERED"},
       {[](auto& o) { o.set_preset(static_cast<Preset>(4)); }, "optimizer.preset is 4; allowed: PRESET_ACCELERATED, "},
   };
   for (const Case& c : cases) {

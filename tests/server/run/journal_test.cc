@@ -30,7 +30,7 @@ class JournalTest : public ::testing::Test {
  protected:
   static OptimizerOptions Options() {
     OptimizerOptions options = OptimizerOptions::Deterministic();
-    options.preconditioner.squared_gradients = true;  // a gradient with a second vector
+    options.preconditioner.diagonal = DiagonalMode::kSquaredGradients;  // a gradient with a second vector
     return options;
   }
   OptimizerState<Scalar> Start() {
