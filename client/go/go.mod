@@ -1,4 +1,4 @@
-module hfopt/worker
+module hfopt
 
 go 1.25.0
 

@@ -1,81 +1,50 @@
-package main
+package hfopt
 
-import (
-	"math"
-	"os"
-)
+import pb "hfopt/hfoptv1"
 
-// The model is a logistic regression: is a handwritten digit 5 or more? For an example with inputs x and target t, in formulas:
-// z = x'theta, p = 1 / (1 + exp(-z)), loss = log(1 + exp(z)) - t z. That is convex: zeros will do to begin with. All is summed over
-// examples, as hfopt wants it.
-const (
-	numParameters  = 64 + 1 // a weight for each pixel, and for the 1 that follows them
-	modelSignature = "logistic regression on digits, 5 or more"
-)
-
-type example struct {
-	x []float64
-	t float64
+// Model is what is trained. Losses, gradients and products are sums over the examples of a window, never means.
+//
+// All functions are pure: equal arguments give equal bits, in any order of calls and in every worker of the run (no dropout, no running
+// averages). They are called by one goroutine at a time. Vectors have NumParameters elements: what is passed to be read must not be
+// changed, and what is to be filled in comes as zeros. An error, or a panic, is told to the server and ends the run; a loss that is not
+// finite is an answer, which rejects a step. Go may fuse a*b + c: float64(a*b) + c has the same bits in every build.
+type Model interface {
+	// NumParameters is the length n of all vectors.
+	NumParameters() int
+	// NumExamples counts the held-out or the training examples. Their order is fixed for ever: shuffle once, unless they are mixed.
+	NumExamples(heldOut bool) int
+	// Signature says what the model is, for people and for the check that all workers of a run agree: at most 4000 bytes.
+	Signature() string
+	// InitialParameters fills in where training begins.
+	InitialParameters(seed uint64, theta []float64) error
+	// Loss returns the loss at theta and other sums to be shown as means, such as {"errors": 12}: always the same names, or nil.
+	Loss(theta []float64, window Window) (loss float64, metrics map[string]float64, err error)
+	// Gradient fills in the gradient at theta, and returns the loss.
+	Gradient(theta []float64, window Window, gradient []float64) (loss float64, err error)
+	// Linearize returns the function that fills in the Gauss-Newton product J'HJ v at theta: J is the Jacobian of an example's outputs,
+	// H the positive semidefinite Hessian of its loss with respect to them. It is called for many v, and may keep theta, and whatever
+	// can be computed once.
+	Linearize(theta []float64, window Window) (product func(v, product []float64) error, err error)
 }
 
-// loadDigits keeps the files' order, which is mixed. Sorted data want shuffling: once, by all workers alike (test vectors:
-// proto/testdata/shuffle.json).
-func loadDigits(folder string) (training, heldOut []example) {
-	const header = 128 // bytes
-	images, labels := must(os.ReadFile(folder+"/images.npy")), must(os.ReadFile(folder+"/labels.npy"))
-	images, labels = images[header:], labels[header:]
-	examples := make([]example, len(labels))
-	for i, label := range labels {
-		for _, pixel := range images[64*i : 64*(i+1)] {
-			examples[i].x = append(examples[i].x, float64(pixel)/16)
-		}
-		examples[i].x = append(examples[i].x, 1)
-		examples[i].t = float64(label / 5) // 0 or 1
-	}
-	return examples[:len(labels)-397], examples[len(labels)-397:]
+// Window is the examples that are asked for.
+type Window struct {
+	HeldOut bool  // of the held-out data; else of the training data
+	Indices []int // positions in it, from 0 on
 }
 
-func loss(theta []float64, examples []example) (loss, errors float64) {
-	for _, e := range examples {
-		z := dot(e.x, theta)
-		loss += math.Log1p(math.Exp(-math.Abs(z))) + math.Max(z, 0) - e.t*z // without exp of a large number
-		if (z > 0) != (e.t > 0) {
-			errors++
-		}
+// newWindow is the sampling rule of evaluation.proto: a window that passes its shard's end goes on at its beginning.
+func newWindow(s *pb.Slice, numExamples func(heldOut bool) int) Window {
+	heldOut := s.GetDataSet() == pb.DataSet_DATA_SET_HELD_OUT
+	require(heldOut || s.GetDataSet() == pb.DataSet_DATA_SET_TRAINING, "there is no data set %d", s.GetDataSet())
+	require(s.Shard < s.Shards, "there is no shard %d of %d", s.Shard, s.Shards)
+	shard, shards, n := uint64(s.Shard), uint64(s.Shards), uint64(numExamples(heldOut))
+	lo, hi := shard*n/shards, (shard+1)*n/shards
+	size := hi - lo
+	require(s.Count <= size && s.Begin < max(size, 1), "a window of %d from %d does not fit into a shard of %d", s.Count, s.Begin, size)
+	indices := make([]int, s.Count)
+	for j := range indices {
+		indices[j] = int(lo + (s.Begin+uint64(j))%size)
 	}
-	return loss, errors
-}
-
-func gradient(theta []float64, examples []example) []float64 {
-	sum := make([]float64, numParameters)
-	for _, e := range examples {
-		add(sum, probability(theta, e.x)-e.t, e.x)
-	}
-	return sum
-}
-
-// product returns G v. As z is linear in theta, the Gauss-Newton matrix G is the Hessian: the sum of p (1 - p) x x'.
-func product(theta, v []float64, examples []example) []float64 {
-	sum := make([]float64, numParameters)
-	for _, e := range examples {
-		p := probability(theta, e.x)
-		add(sum, p*(1-p)*dot(e.x, v), e.x)
-	}
-	return sum
-}
-
-func probability(theta, x []float64) float64 { return 1 / (1 + math.Exp(-dot(x, theta))) }
-
-func dot(a, b []float64) (sum float64) {
-	for i := range a {
-		sum += a[i] * b[i]
-	}
-	return sum
-}
-
-// add adds factor v. The conversion keeps the compiler from a fused multiply-add.
-func add(sum []float64, factor float64, v []float64) {
-	for i := range v {
-		sum[i] += float64(factor * v[i])
-	}
+	return Window{heldOut, indices}
 }
