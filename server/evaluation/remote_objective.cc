@@ -175,11 +175,12 @@ absl::Status RemoteObjective<Scalar>::CheckNewWorkers(const Vector<Scalar>& thet
   return absl::OkStatus();
 }
 
-// Workers of one run may round differently, for example in two languages; what is found here is one that contradicts itself.
+// Workers of one run may round differently, for example in two languages, and so may one that was started again on another processor; what is
+// found here is a process that contradicts itself.
 template <typename Scalar>
 absl::Status RemoteObjective<Scalar>::CheckRepeated(const UnitAnswer& first, uint64_t first_transfer, const UnitAnswer& second,
                                                     uint64_t second_transfer, absl::string_view what) const {
-  if (first.worker_id != second.worker_id) return absl::OkStatus();
+  if (first.worker_id != second.worker_id || first.incarnation != second.incarnation) return absl::OkStatus();
   const auto bytes_of = [](const UnitAnswer& answer, uint64_t transfer) { return Bytes(answer.vectors.at(transfer)); };
   const absl::Span<const char> a = bytes_of(first, first_transfer), b = bytes_of(second, second_transfer);
   if (std::equal(a.begin(), a.end(), b.begin(), b.end())) return absl::OkStatus();

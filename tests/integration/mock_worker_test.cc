@@ -113,6 +113,39 @@ TEST_F(LostWorkerTest, Dies) {
   ExpectUndisturbedBits();
 }
 
+// A worker that was started again on another processor rounds differently: that is no contradiction of its own.
+TEST_F(MockWorkerTest, MayRoundDifferentlyWhenItWasStartedAgainBetweenTwoAnswersToTheSame) {
+  v1::RunOptions twice;
+  twice.set_shards(1);
+  twice.set_lease_seconds(3600);
+  twice.set_repeat_every(1);
+  *twice.mutable_optimizer() = ShortRun();
+  ASSERT_TRUE(client_.Create("twice", twice).ok());
+  ASSERT_TRUE(client_.Start("twice").ok());
+  v1::Hello hello = HelloOf("mock");
+  hello.set_run_id("twice");
+  // Answers the initial parameters and the first of two equal gradients, and dies when the server has both.
+  MockWorker first(MakeDigits(), server_.address(), hello, [this](int number, auto&) {
+    if (number < 2) return Action::kAnswer;
+    while (client_.Get("twice")->workers(0).answers() < 2) std::this_thread::yield();
+    return Action::kDie;
+  });
+  first.AwaitEnd().IgnoreError();
+  hello.set_incarnation(2);
+  bool rounded = false;
+  MockWorker second(MakeDigits(), server_.address(), hello, [&](int number, auto& evaluated) {
+    if (number > 0) return Action::kAnswer;
+    rounded = evaluated.answer.has_gradient();
+    float& element = evaluated.vectors.at(0).second.map()[123];
+    element = std::nextafter(element, INFINITY);
+    return Action::kAnswer;
+  });
+  const auto run = client_.Watch("twice", 0, [](const v1::WatchRunResponse&) { return true; });
+  ASSERT_TRUE(run.ok()) << run.status();
+  EXPECT_EQ(run->state(), v1::RUN_STATE_ENDED) << run->state_detail();
+  EXPECT_TRUE(rounded);
+}
+
 TEST_F(MockWorkerTest, AnswersWithAnotherKind) {
   const auto mock = Mock([this](int number, auto& evaluated) {
     if (number == 4) {
