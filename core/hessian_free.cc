@@ -49,8 +49,8 @@ absl::Status CheckAnswer(const GradientAnswer<Scalar>& answer, int64_t n, const 
   return absl::OkStatus();
 }
 
-// The gradient on `sample` with what the rules need besides. The second moment comes from the first few of its examples, in a request of their
-// own: it decides how good the preconditioner is, not where the solve ends, and costs models as much as a gradient or far more.
+// The gradient on `sample` with what the rules need besides. The second moment comes from few examples, others for each solve, in a request of
+// their own: it decides how good the preconditioner is, not where the solve ends, and costs models as much as a gradient or far more.
 template <typename Scalar>
 absl::StatusOr<GradientAnswer<Scalar>> AskForGradient(Objective<Scalar>& objective, const OptimizerState<Scalar>& state, const Sample& sample,
                                                       const OptimizerOptions& options) {
@@ -62,8 +62,8 @@ absl::StatusOr<GradientAnswer<Scalar>> AskForGradient(Objective<Scalar>& objecti
   HFOPT_RETURN_IF_ERROR(CheckAnswer(answer, state.theta.size(), extras));
   if (apart) {
     constexpr GradientExtras kSecondMoment = {.second_moment = true};
-    const Sample first = DrawSample(objective.layout(), DataSet::kTraining, few, state.gradient_cursor);
-    HFOPT_ASSIGN_OR_RETURN(GradientAnswer<Scalar> of_few, objective.Gradient(state.theta, first, kSecondMoment));
+    const Sample sample_of_few = DrawSample(objective.layout(), DataSet::kTraining, few, state.curvature_cursor);
+    HFOPT_ASSIGN_OR_RETURN(GradientAnswer<Scalar> of_few, objective.Gradient(state.theta, sample_of_few, kSecondMoment));
     HFOPT_RETURN_IF_ERROR(CheckAnswer(of_few, state.theta.size(), kSecondMoment));
     answer.second_moment = std::move(of_few.second_moment);
   }

@@ -40,7 +40,7 @@ struct PreconditionerOptions {
   int memory = 16;  // pairs m, even
   DiagonalMode diagonal = DiagonalMode::kNone;
   double diagonal_exponent = 0.75;
-  // The second moment is that of so many of the gradient's examples; 0: of all of them (Martens). With 32, 100, 256 and all of them an
+  // The second moment is that of so many examples, others for each solve; 0: of the gradient's own (Martens). With 32, 100, 256 and all of them an
   // auto-encoder (as in Accelerated) was at 71.2, 72.2, 72.4 and 72.0 after 250 example-passes; in models without a rule for all examples at
   // once, each costs a gradient of its own.
   int64_t diagonal_examples = 128;

@@ -885,7 +885,7 @@ TEST(HessianFree, DiagonalPreconditionerIsThatOfMartens) {
   EXPECT_NEAR(step.dot(z), step.norm() * z.norm(), 1e-12 * step.norm() * z.norm()) << "parallel";
 }
 
-TEST(HessianFree, DiagonalIsThatOfTheFirstOfTheGradientsExamples) {
+TEST(HessianFree, DiagonalIsThatOfAFewExamplesOthersForEachSolve) {
   LeastSquaresObjective<double> model = CurvedProblem();
   ScriptedObjective<double> objective(model);
   OptimizerOptions options = WithAllCurvature(OptimizerOptions::Published());
@@ -895,9 +895,10 @@ TEST(HessianFree, DiagonalIsThatOfTheFirstOfTheGradientsExamples) {
   options.samples.initial_gradient_examples = 60;
   OptimizerState<double> start = Start<double>(objective, options);
   start.gradient_cursor = 60;
+  start.curvature_cursor = 90;
   const auto next = Iterate<double>(start, objective, options);
 
-  const Sample many = DrawSample(model.layout(), DataSet::kTraining, 60, 60), few = DrawSample(model.layout(), DataSet::kTraining, 30, 60);
+  const Sample many = DrawSample(model.layout(), DataSet::kTraining, 60, 60), few = DrawSample(model.layout(), DataSet::kTraining, 30, 90);
   ASSERT_EQ(objective.Count(CallKind::kGradient), 2);
   EXPECT_EQ(objective.calls[0].sample, many);
   EXPECT_FALSE(objective.calls[0].extras.second_moment);
