@@ -33,6 +33,15 @@ double ReductionRatio(double actual, double predicted) {
   return actual / predicted;
 }
 
+double FirstDamping(double curvature, const DampingOptions& options) {
+  if (options.initial != 0) return options.initial;
+  // On a deep auto-encoder twice as much did as well and a third as much hardly helped; on a shallow one half and a third did as well as 1, and
+  // twice as much cost a quarter more passes; on AN4 none of them made a difference.
+  constexpr double kShare = 0.5;
+  const double measured = std::isfinite(curvature) && curvature > 0 ? kShare * curvature : 1;
+  return std::clamp(measured, options.min, options.max);
+}
+
 double NextDamping(double lambda, double rho, bool accepted, const DampingOptions& options) {
   if (!accepted && rho > 0) rho = 0;
   return std::clamp(lambda * Factor(rho, options), options.min, options.max);

@@ -8,6 +8,10 @@ namespace hfopt {
 // rho = actual / predicted, both being positive for a step that improves. NaN unless both are finite and predicted > 0.
 double ReductionRatio(double actual, double predicted);
 
+// lambda for the first solve: options.initial, or, where that is 0, half of `curvature` = g'Gg / |g|^2, which is damping in the measure of the
+// loss; 1 where there is none.
+double FirstDamping(double curvature, const DampingOptions& options);
+
 // lambda for the next solve. NaN in rho counts as the worst outcome. A rejected step raises lambda as rho = 0 would, at least.
 double NextDamping(double lambda, double rho, bool accepted, const DampingOptions& options);
 

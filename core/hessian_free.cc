@@ -70,6 +70,14 @@ absl::StatusOr<GradientAnswer<Scalar>> AskForGradient(Objective<Scalar>& objecti
   return answer;
 }
 
+// g'Gg / |g|^2.
+template <typename Scalar>
+absl::StatusOr<double> CurvatureAlong(CurvatureProduct<Scalar>& G, const Vector<Scalar>& g) {
+  Vector<Scalar> Gg;
+  HFOPT_RETURN_IF_ERROR(G.Apply(g, Gg));
+  return Dot(g, Gg) / Dot(g, g);
+}
+
 // -q(d_N), with or without its damping term. Never a product.
 template <typename Scalar>
 double Predicted(const CgIterate<Scalar>& last, double damping, PredictedReduction predicted) {
@@ -145,7 +153,6 @@ absl::StatusOr<Iteration<Scalar>> Iterate(const OptimizerState<Scalar>& state, O
   CountingObjective<Scalar> objective(uncounted, cost);
   const DataLayout& layout = objective.layout();
   const Vector<Scalar>& theta = state.theta;
-  const double lambda = state.damping;
   ConjugateGradientOptions cg_options = options.conjugate_gradient;
   cg_options.max_iterations = state.cg_limit > 0 ? state.cg_limit : FirstCgLimit(options.conjugate_gradient);
 
@@ -161,10 +168,17 @@ absl::StatusOr<Iteration<Scalar>> Iterate(const OptimizerState<Scalar>& state, O
   HFOPT_ASSIGN_OR_RETURN(const GradientAnswer<Scalar> gradient, AskForGradient<Scalar>(objective, state, gradient_sample, options));
   const Vector<Scalar>& g = gradient.gradient;
 
+  // lambda_0 may be measured: one product.
+  HFOPT_ASSIGN_OR_RETURN(auto G, objective.GaussNewtonAt(theta, curvature_sample));
+  double lambda = state.damping;
+  if (state.iteration == 0 && options.damping.initial == 0) {
+    HFOPT_ASSIGN_OR_RETURN(const double curvature, CurvatureAlong<Scalar>(*G, g));
+    lambda = FirstDamping(curvature, options.damping);
+  }
+
   // {d_1 .. d_N} <- CG-Minimize(q, beta d_N of the iteration before). The curvature sample is fixed within the solve.
   const Vector<Scalar> d0 = state.warm_start * static_cast<Scalar>(options.conjugate_gradient.warm_start_decay);
   const Vector<Scalar> diagonal = Diagonal(gradient.second_moment, lambda, options.preconditioner);
-  HFOPT_ASSIGN_OR_RETURN(auto G, objective.GaussNewtonAt(theta, curvature_sample));
   HFOPT_ASSIGN_OR_RETURN(CgResult<Scalar> cg,
                          (MinimizeQuadratic<Scalar>({.G = *G,
                                                      .damping = lambda,

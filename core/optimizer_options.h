@@ -67,7 +67,7 @@ enum class PredictedReduction {
 
 struct DampingOptions {
   DampingRule rule = DampingRule::kLevenbergMarquardt;
-  double initial = 1;
+  double initial = 1;  // 0: half the curvature along the first gradient, g'Gg / (2 |g|^2), within the bounds
   double min = 1e-16;
   double max = 1e10;
   double target_ratio = 0.5;  // kContinuous only

@@ -18,7 +18,7 @@ template <typename Scalar>
 struct OptimizerState {
   int64_t iteration = 0;  // finished iterations
   Vector<Scalar> theta;
-  double damping = 0;  // lambda
+  double damping = 0;  // lambda; before the first iteration options.damping.initial
   int cg_limit = 0;    // iterations at which the next solve is cut; 0: as at the start
 
   // The last CG iterate d_N of the solve before, not yet decayed; empty: start at zero.

@@ -25,6 +25,14 @@ TEST(ReductionRatio, IsNanUnlessBothAreFiniteAndAReductionIsPredicted) {
   }
 }
 
+TEST(Damping, TheFirstIsGivenOrHalfOfACurvatureWithinTheBounds) {
+  EXPECT_EQ(FirstDamping(7, {.initial = 0.3}), 0.3);
+  for (const auto& [curvature, first] : {std::pair(7.0, 3.5), {1e-30, 1e-3}, {1e9, 100.0}, {0.0, 1.0}, {-1.0, 1.0}, {kNaN, 1.0}, {kInfinity, 1.0}}) {
+    EXPECT_EQ(FirstDamping(curvature, {.initial = 0, .min = 1e-3, .max = 100}), first) << curvature;
+  }
+  EXPECT_EQ(FirstDamping(7, {.initial = 0, .min = 0, .max = 0}), 0) << "none at all";
+}
+
 TEST(Damping, LevenbergMarquardtRowByRow) {
   const DampingOptions options{.rule = DampingRule::kLevenbergMarquardt};
   const struct {

@@ -119,7 +119,7 @@ TEST(HessianFree, ReachesTheMinimumOfAQuadraticInOneIteration) {
     const Eigen::VectorXd y = random.Vector(40);
     LeastSquaresObjective<double> objective(6, SameData(40), LinearResiduals(A, y));
     OptimizerOptions options = WithAllCurvature(OptimizerOptions::Published());
-    options.damping = {.rule = DampingRule::kConstant, .initial = 0, .min = 0};
+    options.damping = {.rule = DampingRule::kConstant, .initial = 0, .min = 0, .max = 0};
     options.conjugate_gradient.progress_tolerance = 0;
     options.conjugate_gradient.residual_tolerance = 1e-13;
 
@@ -918,6 +918,32 @@ TEST(HessianFree, DiagonalIsThatOfAFewExamplesOthersForEachSolve) {
     ASSERT_EQ(objective.Count(CallKind::kGradient), 1) << all;
     EXPECT_TRUE(objective.calls[0].extras.second_moment);
   }
+}
+
+TEST(HessianFree, FirstDampingIsHalfTheCurvatureAlongTheGradient) {
+  LeastSquaresObjective<double> model = CurvedProblem();
+  ScriptedObjective<double> objective(model);
+  OptimizerOptions options = WithAllCurvature(OptimizerOptions::Published());
+  options.damping.initial = 0;
+  const OptimizerState<double> start = Start<double>(objective, options);
+  const auto first = Iterate<double>(start, objective, options);
+  const int cg_products = first->report.cg_iterations;
+  EXPECT_EQ(objective.Count(CallKind::kProduct), cg_products + 1);
+  EXPECT_EQ(first->state.cost.products, cg_products + 1);
+
+  const Sample all = DrawSample(model.layout(), DataSet::kTraining, model.layout().training_examples, 0);
+  const Vector<double> g = model.Gradient(start.theta, all, {})->gradient;
+  Vector<double> product;
+  ASSERT_TRUE((*model.GaussNewtonAt(start.theta, all))->Apply(g, product).ok());
+  EXPECT_NEAR(first->report.damping, g.dot(product) / g.squaredNorm() / 2, 1e-12 * first->report.damping);
+
+  options.damping.initial = first->report.damping;
+  const auto given = Iterate<double>(Start<double>(objective, options), objective, options);
+  EXPECT_EQ(given->state.theta, first->state.theta);
+  EXPECT_EQ(given->state.damping, first->state.damping);
+  // It is measured once.
+  options.damping.initial = 0;
+  EXPECT_EQ(Iterate<double>(first->state, objective, options)->report.damping, first->state.damping);
 }
 
 TEST(HessianFree, DiagonalIsUsedWhereItIsOffered) {

@@ -286,7 +286,7 @@ class FitTest(unittest.TestCase):
             self.fit(progress=True, max_iterations=2)
         self.assertRegex(
             err.getvalue(),
-            r"(?m)^iteration 1: held-out [0-9.]+, errors [0-9.]+, lambda 1, rho .*, CG \d+ \(.*\), step .* s\n"
+            r"(?m)^iteration 1: held-out [0-9.]+, errors [0-9.]+, lambda [0-9.e-]+, rho .*, CG \d+ \(.*\), step .* s\n"
             r"iteration 2: ")
 
     def test_parameters_in_files(self):
