@@ -1,5 +1,8 @@
 #include "client/cli/run_page.h"
 
+#include <string>
+#include <vector>
+
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
@@ -28,6 +31,21 @@ std::string DescribeOptimizer(const v1::RunOptions& options) {
                       options.element_type() == v1::ELEMENT_TYPE_FLOAT64 ? "float64" : "float32", ", ",
                       options.shards() == 0 ? "as many shards as workers" : absl::StrCat(options.shards(), " shards"),
                       ", seed ", options.seed());
+}
+
+// What CG is preconditioned with; "" where that is not known yet.
+std::string DescribePreconditioner(const v1::Run& run) {
+  using P = v1::PreconditionerOptions;
+  const P& options = run.options().optimizer().preconditioner();
+  std::vector<std::string> parts;
+  if (options.lbfgs() == P::LBFGS_FROZEN || options.lbfgs() == P::LBFGS_FLEXIBLE) {
+    parts.push_back(absl::StrCat(options.memory(), options.lbfgs() == P::LBFGS_FROZEN ? " frozen" : " flexible", " L-BFGS pairs"));
+  }
+  const bool if_offered = options.diagonal() == P::DIAGONAL_SQUARED_GRADIENTS_IF_OFFERED;
+  if (if_offered && !run.has_model()) return "";
+  if (options.diagonal() == P::DIAGONAL_SQUARED_GRADIENTS || (if_offered && run.model().second_moment())) parts.push_back("squared-gradient diagonal");
+  if (!parts.empty()) return absl::StrJoin(parts, ", ");
+  return if_offered ? "none: the workers offer no second moments" : "none";
 }
 
 std::string DescribeCost(const v1::Cost& cost) {
@@ -109,6 +127,7 @@ std::string RunPage(const v1::Run& run) {
   facts.Add("state", DescribeState(run));
   facts.Add("created", FormatTime(run.create_time()));
   facts.Add("optimizer", DescribeOptimizer(run.options()));
+  if (const std::string preconditioner = DescribePreconditioner(run); !preconditioner.empty()) facts.Add("preconditioner", preconditioner);
   facts.Add("parameters",
             run.num_parameters() == 0 ? "known when the first worker has joined" : FormatCount(run.num_parameters()));
   if (run.has_best_held_out_loss()) {

@@ -49,6 +49,23 @@ TEST(RunPage, LeavesOutWhatIsNotKnownYet) {
                                   Not(HasSubstr("last iteration")), Not(HasSubstr("worker  "))));
 }
 
+TEST(RunPage, TellsWhatCgIsPreconditionedWith) {
+  v1::Run run = EndedRun();
+  v1::PreconditionerOptions& options = *run.mutable_options()->mutable_optimizer()->mutable_preconditioner();
+  options.set_diagonal(v1::PreconditionerOptions::DIAGONAL_SQUARED_GRADIENTS_IF_OFFERED);
+  EXPECT_THAT(RunPage(run), Not(HasSubstr("preconditioner"))) << "before a worker was there";
+  run.mutable_model();
+  EXPECT_THAT(RunPage(run), HasSubstr("none: the workers offer no second moments"));
+  run.mutable_model()->set_second_moment(true);
+  EXPECT_THAT(RunPage(run), HasSubstr("squared-gradient diagonal"));
+  options.set_diagonal(v1::PreconditionerOptions::DIAGONAL_NONE);
+  EXPECT_THAT(RunPage(run), AllOf(HasSubstr("preconditioner"), Not(HasSubstr("diagonal"))));
+  options.set_lbfgs(v1::PreconditionerOptions::LBFGS_FROZEN);
+  options.set_memory(64);
+  options.set_diagonal(v1::PreconditionerOptions::DIAGONAL_SQUARED_GRADIENTS);
+  EXPECT_THAT(RunPage(run), HasSubstr("64 frozen L-BFGS pairs, squared-gradient diagonal"));
+}
+
 TEST(RunPage, ListHasALineForEachRun) {
   v1::Run fresh;
   fresh.set_name("runs/b");
