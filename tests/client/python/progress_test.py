@@ -4,6 +4,7 @@ import io
 import os
 import pathlib
 import sys
+import tempfile
 import unittest
 from unittest import mock
 
@@ -66,6 +67,23 @@ class ProgressTest(unittest.TestCase):
         self.assertEqual(updates[-1].count("<tr>"), 4)
         self.assertIn("<th>held-out</th><th>errors</th>", updates[-1])
 
+    def test_what_cannot_begin_says_why_however_it_is_shown(self):
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        no_server = mock.patch.dict(os.environ, {"HFOPT_SERVER": "/nowhere"})
+        interrupted = mock.patch("hfopt.run_client.RunClient.create", interrupt)
+        for make in (progress.Progress, lambda: progress._Tqdm(None), lambda: progress._Rich(mock.Mock()),
+                     lambda: progress._Notebook(None, str)):
+            for failing, error, message in ((no_server, hfopt.Error, "HFOPT_SERVER is \"/nowhere\""),
+                                            (interrupted, hfopt.Interrupted, "stopped. To go on: ")):
+                shown = make()
+                with self.subTest(type(shown).__name__, error=error.__name__), failing, \
+                        mock.patch("hfopt.training.make_progress", lambda wanted: shown), \
+                        mock.patch("sys.stderr", io.StringIO()), tempfile.TemporaryDirectory() as folder, \
+                        self.assertRaisesRegex(error, message):
+                    hfopt.fit(digits.DigitsModel(DIGITS), max_iterations=1, directory=folder)
+
     def test_is_silent_when_asked(self):
         with mock.patch("sys.stderr", io.StringIO()) as err, mock.patch("sys.stdout", io.StringIO()) as out:
             hfopt.fit(digits.DigitsModel(DIGITS), max_iterations=1, progress=False)
@@ -84,8 +102,6 @@ class ParameterFileTest(unittest.TestCase):
     @unittest.skipUnless(importlib.util.find_spec("safetensors"),
                          "safetensors is not installed: its reading of our files is not tested")
     def test_others_read_our_files_and_we_theirs(self):
-        import tempfile
-
         import numpy as np
         from safetensors.numpy import load_file, save_file
         with tempfile.TemporaryDirectory() as folder:
