@@ -229,6 +229,18 @@ class FitTest(unittest.TestCase):
         process.join(60)
         self.assertEqual(process.exitcode, 0)
 
+    def test_forks_do_without_grpcs_handlers_unless_they_are_asked_for(self):
+        # The handlers can hang; grpc reads the variable when it is imported, which hfopt does.
+        program = "import os, sys; assert 'grpc' not in sys.modules\nimport hfopt\nassert 'grpc' in sys.modules\n" \
+                  "print(os.environ['GRPC_ENABLE_FORK_SUPPORT'])"
+        for given in None, "0", "1":
+            environment = {name: value for name, value in os.environ.items() if name != "GRPC_ENABLE_FORK_SUPPORT"}
+            environment.update({} if given is None else {"GRPC_ENABLE_FORK_SUPPORT": given})
+            with self.subTest(given):
+                said = subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=60,
+                                      stdout=subprocess.PIPE, text=True).stdout
+                self.assertEqual(said, f"{given or '0'}\n")
+
     def test_several_processes_have_the_same_bits(self):
         alone = self.fit(shards=3)
         together = hfopt.fit(MAKE_DIGITS, workers=3, progress=False, max_iterations=4, dtype="float64", options=FEW)
