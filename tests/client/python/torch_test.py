@@ -320,6 +320,41 @@ class DataTest(unittest.TestCase):
         pairs = [(x, str(int(y))) for x, y in zip(self.X, self.Y)]
         self.assertEqual(self.loss(torch.utils.data.DataLoader(pairs, collate_fn=collate)), self.loss((self.X, self.Y)))
 
+    def test_takes_the_examples_that_a_loader_visits(self):
+        u = torch.utils.data
+        tensors, chosen = u.TensorDataset(self.X, self.Y), [4, 1, 7]
+        every = self.loss((self.X, self.Y))
+        for options in (
+            {"sampler": u.SequentialSampler(tensors)},
+            {"sampler": u.RandomSampler(tensors)},
+            {"sampler": u.RandomSampler(tensors, num_samples=9)},
+            {"batch_sampler": u.BatchSampler(u.RandomSampler(tensors), 2, False)},
+        ):
+            self.assertEqual(self.loss(u.DataLoader(tensors, **options)), every)
+        model = hfopt.torch.as_model(
+            mlp(), losses.cross_entropy(), u.DataLoader(tensors, sampler=u.SubsetRandomSampler(chosen)), tensors
+        )
+        self.assertEqual(model.num_examples, (3, 9))
+        expected = hfopt.torch.as_model(mlp(), losses.cross_entropy(), (self.X[chosen], self.Y[chosen]), tensors)
+        theta = model.initial_parameters(1)
+        self.assertEqual(model.loss(theta, False, np.arange(3)), expected.loss(theta, False, np.arange(3)))
+
+    def test_refuses_samplers_that_leave_out_or_repeat_examples(self):
+        u = torch.utils.data
+        tensors = u.TensorDataset(self.X, self.Y)
+        for options, name in (
+            ({"sampler": u.WeightedRandomSampler([1.0] * 9, 9)}, "WeightedRandomSampler"),
+            ({"sampler": u.RandomSampler(tensors, replacement=True)}, "RandomSampler"),
+            ({"sampler": u.RandomSampler(tensors, replacement=True, num_samples=5)}, "RandomSampler"),
+            ({"sampler": u.SequentialSampler(range(5))}, "SequentialSampler"),
+            ({"sampler": [0, 1]}, "list"),
+            ({"batch_sampler": [[0, 1], [2]]}, "list"),
+        ):
+            with self.subTest(options), self.assertRaisesRegex(
+                ValueError, rf"train_data is a DataLoader with a {name}, .* 9 examples once;.*data\.Subset\(dataset"
+            ):
+                self.loss(u.DataLoader(tensors, **options))
+
     def test_a_list_is_a_dataset_of_examples(self):
         pairs = list(zip(self.X, random(9, 4)))
         theta = hfopt.torch.flat(mlp(4, 4), np.float64)

@@ -83,8 +83,8 @@ class TorchModel(_adapter.Adapter):
         targets) -> losses of shape (examples,), together with output_curvature (hfopt.losses.custom).
       train_data, heldout_data: a tuple (inputs, targets) of tensors or arrays, each of them also a tuple or dict of
         such; a TensorDataset; any dataset of examples with __len__ and __getitem__ (a list is one), made into batches as
-        DataLoader does; a DataLoader, of which the dataset and collate_fn are taken, and nothing else. Of a batch the
-        last element is the targets and those before are the inputs; a tuple of inputs is called as module(*inputs), a
+        DataLoader does; a DataLoader, of which the dataset, the indices of a SubsetRandomSampler and collate_fn are
+        taken, and nothing else (ValueError for samplers that leave out or repeat examples). Of a batch the last element is the targets and those before are the inputs; a tuple of inputs is called as module(*inputs), a
         dict as module(**inputs). The first axis of all outputs is the examples. A residual function gets whole batches.
         Not copied: they must not change.
       unpack: batch -> (inputs, targets), for batches of another form.
@@ -574,7 +574,7 @@ class _Data:
                     f"{name} is a DataLoader(batch_size=None), whose dataset has whole batches as elements; give one "
                     "of examples"
                 )
-            data, collate = data.dataset, data.collate_fn
+            data, collate = _sampled(name, data), data.collate_fn
         if isinstance(data, torch.utils.data.TensorDataset) and collate is torch.utils.data.default_collate:
             data = data.tensors
         if isinstance(data, torch.utils.data.IterableDataset) or not (
@@ -617,6 +617,25 @@ class _Data:
             f"{self.name}: a batch is a {type(batch).__name__}; give pairs (inputs, targets), or unpack=, a function "
             "that makes a pair of it"
         )
+
+
+def _sampled(name: str, loader: Any) -> Any:
+    """The examples that a DataLoader visits, each once in every epoch; in which order does not matter."""
+    known, dataset, batches = torch.utils.data, loader.dataset, loader.batch_sampler
+    if isinstance(dataset, known.IterableDataset):
+        return dataset  # which has no sampler, and is refused for what it is
+    sampler = batches.sampler if type(batches) is known.BatchSampler else batches
+    if type(sampler) is known.SubsetRandomSampler:
+        return known.Subset(dataset, list(sampler.indices))
+    in_order = type(sampler) is known.SequentialSampler
+    shuffled = type(sampler) is known.RandomSampler and not sampler.replacement
+    if not (in_order or shuffled) or len(sampler) != len(dataset):
+        raise ValueError(
+            f"{name} is a DataLoader with a {type(sampler).__name__}, which does not visit each of the {len(dataset)} "
+            "examples once; the optimizer chooses examples itself: give the dataset, or "
+            "torch.utils.data.Subset(dataset, indices) for a part of it"
+        )
+    return dataset
 
 
 def _whole(batch: Any) -> Any:
