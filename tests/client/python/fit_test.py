@@ -54,6 +54,16 @@ class FitTest(unittest.TestCase):
         self.assertIn("<td", result._repr_html_())
         self.assertIsNone(result.directory)
 
+    def test_computes_in_what_the_model_prefers_unless_it_is_told(self):
+        both = ("float64", "float32")
+        for types, arguments, expected in ((both, {}, "float64"), (both[::-1], {}, "float32"), (both[:1], {}, "float64"),
+                                           (both, {"dtype": "float32"}, "float32"),
+                                           (both[::-1], {"preset": "deterministic"}, "float64")):
+            with self.subTest(types=types, **arguments), mock.patch.object(self.model, "element_types", types,
+                                                                           create=True):
+                result = hfopt.fit(self.model, max_iterations=1, progress=False, **arguments)
+                self.assertEqual(result.parameters.dtype, expected)
+
     def test_leaves_nothing_behind(self):
         threads = threading.active_count()
         with mock.patch("tempfile.tempdir", self.folder):

@@ -582,6 +582,22 @@ class ModuleTest(unittest.TestCase):
         ):
             self.model(torch.nn.Sequential(torch.nn.Linear(4, 3), Layer()), product="double-backward")
 
+    def test_a_module_of_float64_trains_in_float64(self):
+        data = random(9, 4), labels(3, 9)
+        mixed = mlp()
+        mixed[2].double()
+        for module, options, fit_options, expected in (
+            (mlp().double(), {}, {}, np.float64),
+            (mlp().double(), {}, {"dtype": "float32"}, np.float32),
+            (mlp().double(), {"dtype": torch.float32}, {}, np.float32),
+            (mlp(), {}, {}, np.float32),
+            (mlp(), {"dtype": torch.float64}, {}, np.float64),
+            (mixed, {}, {}, np.float32),
+        ):
+            model = hfopt.torch.as_model(module, losses.cross_entropy(), data, data, **options)
+            result = hfopt.fit(model, max_iterations=1, progress=False, **fit_options)
+            self.assertEqual(result.parameters.dtype, expected, (options, fit_options))
+
     def test_refuses_options_with_reasons(self):
         for options, message in (
             ({"product": "fast"}, "product is 'fast'; give"),

@@ -90,8 +90,9 @@ class TorchModel(_adapter.Adapter):
       unpack: batch -> (inputs, targets), for batches of another form.
       batch_size: examples in one forward pass; the memory in use grows with it, and with max_kept_bytes.
       device: where to compute; default: where the module is.
-      dtype: of the initial parameters (torch.float32 or float64) if the caller names none; default: that of the module.
-        What is computed has the type of theta: parameters, buffers and floating-point data are cast to it.
+      dtype: torch.float32 or float64, that of the initial parameters, and of `fit`, if the caller names none; default:
+        float64 if all trainable parameters are, else float32. What is computed has the type of theta: parameters,
+        buffers and floating-point data are cast to it.
       regularization: adds regularization / 2 |theta|^2 to the mean loss.
       shuffle: seed of the examples' fixed order (samples are windows of it, so sorted data must be shuffled), the same
         on all workers; None: as they are.
@@ -144,6 +145,7 @@ class TorchModel(_adapter.Adapter):
         self._module = copy.deepcopy(module)
         self._device = torch.device(device) if device is not None else trainable[0].device
         self._dtype = dtype or (torch.float64 if all(p.dtype == torch.float64 for p in trainable) else torch.float32)
+        self.element_types = ("float64", "float32") if self._dtype == torch.float64 else ("float32", "float64")
         self._shapes = [p.shape for p in trainable]
         self._sizes = [p.numel() for p in trainable]
         self._loss, self._regularization, self._initialize = (
