@@ -598,6 +598,18 @@ class ModuleTest(unittest.TestCase):
             result = hfopt.fit(model, max_iterations=1, progress=False, **fit_options)
             self.assertEqual(result.parameters.dtype, expected, (options, fit_options))
 
+    def test_takes_modules_and_data_of_half_precision(self):
+        for dtype in torch.bfloat16, torch.float16:
+            module = mlp().to(dtype)
+            module.register_buffer("fixed", torch.ones(2, dtype=dtype))
+            model = self.model(module, x=random(9, 4).to(dtype))
+            theta = model.initial_parameters(1)
+            self.assertEqual(theta.dtype, np.float32)
+            np.testing.assert_array_equal(theta, hfopt.torch.flat(module.float()))
+            theta = hfopt.fit(model, max_iterations=1, progress=False).parameters
+            hfopt.torch.load(module.to(dtype), theta)
+            np.testing.assert_allclose(hfopt.torch.flat(module, np.float32), theta, rtol=2**-8, atol=1e-6)
+
     def test_refuses_options_with_reasons(self):
         for options, message in (
             ({"product": "fast"}, "product is 'fast'; give"),

@@ -515,7 +515,7 @@ class TorchModel(_adapter.Adapter):
             if isinstance(x, torch.Tensor)
         ]
         code = _adapter.digest(
-            [np.frombuffer(shapes.encode(), np.uint8)] + [x.detach().cpu().numpy() for x in frozen + first]
+            [np.frombuffer(shapes.encode(), np.uint8)] + [_array(x) for x in frozen + first]
         )
         return (
             f"torch {type(self._module).__name__}, {self.num_parameters} parameters, {_adapter.describe(self._loss)}, "
@@ -734,7 +734,8 @@ def _cuda(device: torch.device) -> List[torch.device]:
 
 
 def _array(tensor: torch.Tensor) -> Array:
-    array: Array = tensor.detach().cpu().numpy()
+    tensor = tensor.detach().cpu()
+    array: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()  # NumPy has no bfloat16
     return array
 
 
