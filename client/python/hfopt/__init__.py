@@ -10,8 +10,14 @@
 from __future__ import annotations
 
 import importlib as _importlib
+import os as _os
 import pathlib as _pathlib
 from typing import Any as _Any
+
+# gRPC's fork handlers wait for its threads, at times for ever, and print to standard error, in every fork of a process
+# that has a connection: that of a DataLoader's workers, for example. Nothing needs them: a connection of ours is used
+# only by the process that made it. Read when grpc is imported, so it has to come first.
+_os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 if not (_pathlib.Path(__file__).parent / "v1").is_dir():
     # Run from source: the generated messages lie where the build put them.

@@ -35,6 +35,7 @@ class JaxModel(_adapter.Adapter):
         Flax, for example, lambda p, x: module.apply({"params": p}, x). Compiled by jax.jit, for batch_size examples and
         for halves of that, at most.
       params: a pytree of floating-point arrays, all trainable; close apply over what is not, and name it in `frozen`.
+        Where all are float64 and JAX's 64 bits are enabled, `fit` computes in float64 if the caller names no type.
       loss: one of hfopt.losses (but ctc), or a function (outputs, targets) -> losses of shape (examples,) together with
         output_curvature (hfopt.losses.custom). A residual function gets lambda inputs: apply(params, inputs) as its
         network.
@@ -104,6 +105,8 @@ class JaxModel(_adapter.Adapter):
             jax.jit(f) for f in (self._compute_terms, self._compute_gradient, self._compute_squares)
         )
         self._linearize, self._product = jax.jit(self._compute_linearize), jax.jit(self._compute_product)
+        types = {jax.dtypes.canonicalize_dtype(leaf.dtype) for leaf in jax.tree_util.tree_leaves(self._params)}
+        self.element_types = ("float64", "float32") if types == {np.dtype(np.float64)} else ("float32", "float64")
         self.num_parameters = sum(leaf.size for leaf in jax.tree_util.tree_leaves(self._params))
         self.num_examples = (self._data[0].length, self._data[1].length)
         if not self.num_parameters:

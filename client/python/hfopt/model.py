@@ -29,7 +29,8 @@ class Model(Protocol):
     Four attributes are optional, and looked up by name:
       has_second_moment: bool       False where `gradient` cannot answer squares (default True)
       has_initial_parameters: bool  False where there is no initial_parameters (default: whether the method is there)
-      element_types                 those it can compute in, of "float32" and "float64" (default: both)
+      element_types                 those it can compute in, of "float32" and "float64", first the one that `fit` takes
+                                    where nothing else is said (default: both, float32 first)
       weight(held_out, indices)     the weight of these examples, where it is quicker to tell than by `loss`
     `hfopt.check` compares all of these with one another before a run relies on them.
     """

@@ -154,7 +154,7 @@ def least_squares(fun: Callable[..., Any], x0: Any, jac: Any = None, *, args: Tu
     where    `directory`, `resume`, `server`, `run`, `worker_id`, `shards` (1) as in `fit`
 
     There are no bounds and no robust losses: for those use SciPy. Raises ValueError for residuals or a Jacobian of a
-    wrong shape.
+    wrong shape, and for complex residuals.
     """
     problem = _Residuals(fun, jac, args, dict(kwargs or {}), x0)
     model = problem.model()
@@ -214,9 +214,14 @@ class _Residuals:
     def _evaluate(self, x: Array) -> Array:
         self.nfev += 1
         # float64 unless fun is exact in float32: dot products of residuals are the loss.
-        r = np.asarray(self._fun(x, *self._args, **self._kwargs), dtype=np.float64)
-        if r.ndim != 1 or self._m not in (None, len(r)):
-            raise ValueError(f"fun answered the shape {r.shape}; it must be one vector, of the same length for all x")
+        answer = np.asarray(self._fun(x, *self._args, **self._kwargs))
+        if np.iscomplexobj(answer):
+            raise ValueError(f"fun answered {answer.dtype}; residuals must be real: np.concatenate([r.real, r.imag]) "
+                             "has the same sum of squares")
+        r: Array = answer.astype(np.float64)
+        if r.ndim != 1 or not r.size or self._m not in (None, len(r)):
+            raise ValueError(
+                f"fun answered the shape {r.shape}; it must be one vector, not empty, of the same length for all x")
         self._m = len(r)
         return r
 

@@ -35,7 +35,7 @@ def table(reports: List[Report], seconds: List[float]) -> str:
 
 
 class Progress:
-    """Plain lines, to standard error."""
+    """Plain lines, to standard error. `note` and `end` may come without a `begin`, of a run that could not be had."""
 
     def begin(self, run: str, max_iterations: int) -> None:
         pass
@@ -70,14 +70,18 @@ class _Tqdm(Progress):
         self._bar = self._tqdm(desc=run, total=max_iterations or None, unit=" iterations", dynamic_ncols=True)
 
     def note(self, text: str) -> None:
-        self._bar.write(text, file=sys.stderr)
+        if self._bar is None:
+            super().note(text)
+        else:
+            self._bar.write(text, file=sys.stderr)
 
     def show(self, report: Report, seconds: float) -> None:
         self._bar.set_postfix_str(", ".join(f"{name} {value}" for name, value in describe(report)[1:4]), refresh=False)
         self._bar.update(report["iteration"] - self._bar.n)
 
     def end(self) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
 
 class _Rich(Progress):
@@ -112,6 +116,9 @@ class _Notebook(Progress):
         self._handle = self._display(self._html(html.escape(self._text)), display_id=True)
 
     def note(self, text: str) -> None:
+        if self._handle is None:
+            super().note(text)
+            return
         self._text = text
         self._update()
 

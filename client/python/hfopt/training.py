@@ -118,8 +118,9 @@ def fit(model: Any, loss: Any = None, train_data: Any = None, heldout_data: Any 
                     baseline).
       options       any option of the optimizer by name, as `hfopt train --set` has them: {"preconditioner.lbfgs":
                     "frozen"}; `hfopt.option_names()` lists them, core/optimizer_options.h explains them.
-      dtype         "float32" or "float64"; by default float64 for the preset "deterministic" and float32 otherwise, if
-                    the model has it.
+      dtype         "float32" or "float64", of those that the model has; by default float64 for the preset
+                    "deterministic", and otherwise what the model prefers: float64 for a module or `params` of nothing
+                    but float64 (in JAX with 64 bits enabled), float32 for others.
       seed          of the model's initial parameters, unless `initial_parameters` are given: a vector.
       shards        logical shards of the data, 1 or as many as `workers`. The result depends on it, and on nothing else
                     about workers.
@@ -157,8 +158,7 @@ def fit(model: Any, loss: Any = None, train_data: Any = None, heldout_data: Any 
     alone = server is None and workers in (None, 1)
     if dtype is None:
         possible = element_types(model)
-        wants_double = preset == "deterministic" and "float64" in possible
-        dtype = "float64" if wants_double or "float32" not in possible else "float32"
+        dtype = "float64" if preset == "deterministic" and "float64" in possible else possible[0]
     wanted = run_options(preset=preset, dtype=dtype, shards=shards or workers or 1, seed=seed,
                          max_iterations=max_iterations, target_loss=target_loss, max_seconds=max_seconds,
                          options=options, lease_seconds=_NO_OTHERS if alone else lease_seconds)

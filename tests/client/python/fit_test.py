@@ -54,6 +54,16 @@ class FitTest(unittest.TestCase):
         self.assertIn("<td", result._repr_html_())
         self.assertIsNone(result.directory)
 
+    def test_computes_in_what_the_model_prefers_unless_it_is_told(self):
+        both = ("float64", "float32")
+        for types, arguments, expected in ((both, {}, "float64"), (both[::-1], {}, "float32"), (both[:1], {}, "float64"),
+                                           (both, {"dtype": "float32"}, "float32"),
+                                           (both[::-1], {"preset": "deterministic"}, "float64")):
+            with self.subTest(types=types, **arguments), mock.patch.object(self.model, "element_types", types,
+                                                                           create=True):
+                result = hfopt.fit(self.model, max_iterations=1, progress=False, **arguments)
+                self.assertEqual(result.parameters.dtype, expected)
+
     def test_leaves_nothing_behind(self):
         threads = threading.active_count()
         with mock.patch("tempfile.tempdir", self.folder):
@@ -228,6 +238,18 @@ class FitTest(unittest.TestCase):
         process.start()
         process.join(60)
         self.assertEqual(process.exitcode, 0)
+
+    def test_forks_do_without_grpcs_handlers_unless_they_are_asked_for(self):
+        # The handlers can hang; grpc reads the variable when it is imported, which hfopt does.
+        program = "import os, sys; assert 'grpc' not in sys.modules\nimport hfopt\nassert 'grpc' in sys.modules\n" \
+                  "print(os.environ['GRPC_ENABLE_FORK_SUPPORT'])"
+        for given in None, "0", "1":
+            environment = {name: value for name, value in os.environ.items() if name != "GRPC_ENABLE_FORK_SUPPORT"}
+            environment.update({} if given is None else {"GRPC_ENABLE_FORK_SUPPORT": given})
+            with self.subTest(given):
+                said = subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=60,
+                                      stdout=subprocess.PIPE, text=True).stdout
+                self.assertEqual(said, f"{given or '0'}\n")
 
     def test_several_processes_have_the_same_bits(self):
         alone = self.fit(shards=3)

@@ -262,6 +262,17 @@ class ModelTest(unittest.TestCase):
             ),
         )
 
+    def test_parameters_of_float64_are_trained_in_it_where_jax_keeps_them(self):
+        apply, params, loss, data = CASES["mlp"]
+        cast = lambda dtype: jax.tree_util.tree_map(lambda x: np.asarray(x, dtype), params)
+        for dtype, enabled, expected in (
+            (np.float64, True, "float64"), (np.float64, False, "float32"), (np.float32, True, "float32")
+        ):
+            with self.subTest(dtype=dtype, enabled=enabled), hfopt.jax._enable_x64(enabled):
+                model = hfopt.jax.as_model(apply, cast(dtype), loss, data, data)
+                result = hfopt.fit(model, max_iterations=1, progress=False)
+                self.assertEqual(result.parameters.dtype, expected)
+
     def test_initializes_by_seed(self):
         model = make("tied", initialize=lambda key: {"weights": jax.random.normal(key, (4, 3))})
         a, b, c = (model.initial_parameters(seed, np.float64) for seed in (1, 1, 2))

@@ -94,6 +94,10 @@ class LeastSquaresTest(unittest.TestCase):
                 hfopt.least_squares(fun, np.zeros(3), jac)
         with self.assertRaisesRegex(ValueError, r"fun answered the shape \(2, 2\)"):
             hfopt.least_squares(lambda x: np.eye(2), np.zeros(3), "2-point")
+        with self.assertRaisesRegex(ValueError, r"fun answered the shape \(0,\); it must be one vector, not empty"):
+            hfopt.least_squares(lambda x: x[:0], np.zeros(3), "2-point")
+        with self.assertRaisesRegex(ValueError, r"fun answered complex128; residuals must be real: np.concatenate"):
+            hfopt.least_squares(lambda x: x * 1j, np.zeros(3), "2-point")
 
 
 class FunctionsTest(unittest.TestCase):

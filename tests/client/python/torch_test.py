@@ -320,6 +320,41 @@ class DataTest(unittest.TestCase):
         pairs = [(x, str(int(y))) for x, y in zip(self.X, self.Y)]
         self.assertEqual(self.loss(torch.utils.data.DataLoader(pairs, collate_fn=collate)), self.loss((self.X, self.Y)))
 
+    def test_takes_the_examples_that_a_loader_visits(self):
+        u = torch.utils.data
+        tensors, chosen = u.TensorDataset(self.X, self.Y), [4, 1, 7]
+        every = self.loss((self.X, self.Y))
+        for options in (
+            {"sampler": u.SequentialSampler(tensors)},
+            {"sampler": u.RandomSampler(tensors)},
+            {"sampler": u.RandomSampler(tensors, num_samples=9)},
+            {"batch_sampler": u.BatchSampler(u.RandomSampler(tensors), 2, False)},
+        ):
+            self.assertEqual(self.loss(u.DataLoader(tensors, **options)), every)
+        model = hfopt.torch.as_model(
+            mlp(), losses.cross_entropy(), u.DataLoader(tensors, sampler=u.SubsetRandomSampler(chosen)), tensors
+        )
+        self.assertEqual(model.num_examples, (3, 9))
+        expected = hfopt.torch.as_model(mlp(), losses.cross_entropy(), (self.X[chosen], self.Y[chosen]), tensors)
+        theta = model.initial_parameters(1)
+        self.assertEqual(model.loss(theta, False, np.arange(3)), expected.loss(theta, False, np.arange(3)))
+
+    def test_refuses_samplers_that_leave_out_or_repeat_examples(self):
+        u = torch.utils.data
+        tensors = u.TensorDataset(self.X, self.Y)
+        for options, name in (
+            ({"sampler": u.WeightedRandomSampler([1.0] * 9, 9)}, "WeightedRandomSampler"),
+            ({"sampler": u.RandomSampler(tensors, replacement=True)}, "RandomSampler"),
+            ({"sampler": u.RandomSampler(tensors, replacement=True, num_samples=5)}, "RandomSampler"),
+            ({"sampler": u.SequentialSampler(range(5))}, "SequentialSampler"),
+            ({"sampler": [0, 1]}, "list"),
+            ({"batch_sampler": [[0, 1], [2]]}, "list"),
+        ):
+            with self.subTest(options), self.assertRaisesRegex(
+                ValueError, rf"train_data is a DataLoader with a {name}, .* 9 examples once;.*data\.Subset\(dataset"
+            ):
+                self.loss(u.DataLoader(tensors, **options))
+
     def test_a_list_is_a_dataset_of_examples(self):
         pairs = list(zip(self.X, random(9, 4)))
         theta = hfopt.torch.flat(mlp(4, 4), np.float64)
@@ -546,6 +581,34 @@ class ModuleTest(unittest.TestCase):
             ValueError, "Sequential has no Gauss-Newton product: double-backward: .*does not require grad"
         ):
             self.model(torch.nn.Sequential(torch.nn.Linear(4, 3), Layer()), product="double-backward")
+
+    def test_a_module_of_float64_trains_in_float64(self):
+        data = random(9, 4), labels(3, 9)
+        mixed = mlp()
+        mixed[2].double()
+        for module, options, fit_options, expected in (
+            (mlp().double(), {}, {}, np.float64),
+            (mlp().double(), {}, {"dtype": "float32"}, np.float32),
+            (mlp().double(), {"dtype": torch.float32}, {}, np.float32),
+            (mlp(), {}, {}, np.float32),
+            (mlp(), {"dtype": torch.float64}, {}, np.float64),
+            (mixed, {}, {}, np.float32),
+        ):
+            model = hfopt.torch.as_model(module, losses.cross_entropy(), data, data, **options)
+            result = hfopt.fit(model, max_iterations=1, progress=False, **fit_options)
+            self.assertEqual(result.parameters.dtype, expected, (options, fit_options))
+
+    def test_takes_modules_and_data_of_half_precision(self):
+        for dtype in torch.bfloat16, torch.float16:
+            module = mlp().to(dtype)
+            module.register_buffer("fixed", torch.ones(2, dtype=dtype))
+            model = self.model(module, x=random(9, 4).to(dtype))
+            theta = model.initial_parameters(1)
+            self.assertEqual(theta.dtype, np.float32)
+            np.testing.assert_array_equal(theta, hfopt.torch.flat(module.float()))
+            theta = hfopt.fit(model, max_iterations=1, progress=False).parameters
+            hfopt.torch.load(module.to(dtype), theta)
+            np.testing.assert_allclose(hfopt.torch.flat(module, np.float32), theta, rtol=2**-8, atol=1e-6)
 
     def test_refuses_options_with_reasons(self):
         for options, message in (

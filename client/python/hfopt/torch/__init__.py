@@ -83,15 +83,16 @@ class TorchModel(_adapter.Adapter):
         targets) -> losses of shape (examples,), together with output_curvature (hfopt.losses.custom).
       train_data, heldout_data: a tuple (inputs, targets) of tensors or arrays, each of them also a tuple or dict of
         such; a TensorDataset; any dataset of examples with __len__ and __getitem__ (a list is one), made into batches as
-        DataLoader does; a DataLoader, of which the dataset and collate_fn are taken, and nothing else. Of a batch the
-        last element is the targets and those before are the inputs; a tuple of inputs is called as module(*inputs), a
+        DataLoader does; a DataLoader, of which the dataset, the indices of a SubsetRandomSampler and collate_fn are
+        taken, and nothing else (ValueError for samplers that leave out or repeat examples). Of a batch the last element is the targets and those before are the inputs; a tuple of inputs is called as module(*inputs), a
         dict as module(**inputs). The first axis of all outputs is the examples. A residual function gets whole batches.
         Not copied: they must not change.
       unpack: batch -> (inputs, targets), for batches of another form.
       batch_size: examples in one forward pass; the memory in use grows with it, and with max_kept_bytes.
       device: where to compute; default: where the module is.
-      dtype: of the initial parameters (torch.float32 or float64) if the caller names none; default: that of the module.
-        What is computed has the type of theta: parameters, buffers and floating-point data are cast to it.
+      dtype: torch.float32 or float64, that of the initial parameters, and of `fit`, if the caller names none; default:
+        float64 if all trainable parameters are, else float32. What is computed has the type of theta: parameters,
+        buffers and floating-point data are cast to it.
       regularization: adds regularization / 2 |theta|^2 to the mean loss.
       shuffle: seed of the examples' fixed order (samples are windows of it, so sorted data must be shuffled), the same
         on all workers; None: as they are.
@@ -144,6 +145,7 @@ class TorchModel(_adapter.Adapter):
         self._module = copy.deepcopy(module)
         self._device = torch.device(device) if device is not None else trainable[0].device
         self._dtype = dtype or (torch.float64 if all(p.dtype == torch.float64 for p in trainable) else torch.float32)
+        self.element_types = ("float64", "float32") if self._dtype == torch.float64 else ("float32", "float64")
         self._shapes = [p.shape for p in trainable]
         self._sizes = [p.numel() for p in trainable]
         self._loss, self._regularization, self._initialize = (
@@ -513,7 +515,7 @@ class TorchModel(_adapter.Adapter):
             if isinstance(x, torch.Tensor)
         ]
         code = _adapter.digest(
-            [np.frombuffer(shapes.encode(), np.uint8)] + [x.detach().cpu().numpy() for x in frozen + first]
+            [np.frombuffer(shapes.encode(), np.uint8)] + [_array(x) for x in frozen + first]
         )
         return (
             f"torch {type(self._module).__name__}, {self.num_parameters} parameters, {_adapter.describe(self._loss)}, "
@@ -574,7 +576,7 @@ class _Data:
                     f"{name} is a DataLoader(batch_size=None), whose dataset has whole batches as elements; give one "
                     "of examples"
                 )
-            data, collate = data.dataset, data.collate_fn
+            data, collate = _sampled(name, data), data.collate_fn
         if isinstance(data, torch.utils.data.TensorDataset) and collate is torch.utils.data.default_collate:
             data = data.tensors
         if isinstance(data, torch.utils.data.IterableDataset) or not (
@@ -617,6 +619,25 @@ class _Data:
             f"{self.name}: a batch is a {type(batch).__name__}; give pairs (inputs, targets), or unpack=, a function "
             "that makes a pair of it"
         )
+
+
+def _sampled(name: str, loader: Any) -> Any:
+    """The examples that a DataLoader visits, each once in every epoch; in which order does not matter."""
+    known, dataset, batches = torch.utils.data, loader.dataset, loader.batch_sampler
+    if isinstance(dataset, known.IterableDataset):
+        return dataset  # which has no sampler, and is refused for what it is
+    sampler = batches.sampler if type(batches) is known.BatchSampler else batches
+    if type(sampler) is known.SubsetRandomSampler:
+        return known.Subset(dataset, list(sampler.indices))
+    in_order = type(sampler) is known.SequentialSampler
+    shuffled = type(sampler) is known.RandomSampler and not sampler.replacement
+    if not (in_order or shuffled) or len(sampler) != len(dataset):
+        raise ValueError(
+            f"{name} is a DataLoader with a {type(sampler).__name__}, which does not visit each of the {len(dataset)} "
+            "examples once; the optimizer chooses examples itself: give the dataset, or "
+            "torch.utils.data.Subset(dataset, indices) for a part of it"
+        )
+    return dataset
 
 
 def _whole(batch: Any) -> Any:
@@ -713,7 +734,8 @@ def _cuda(device: torch.device) -> List[torch.device]:
 
 
 def _array(tensor: torch.Tensor) -> Array:
-    array: Array = tensor.detach().cpu().numpy()
+    tensor = tensor.detach().cpu()
+    array: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()  # NumPy has no bfloat16
     return array
 
 
