@@ -201,6 +201,15 @@ class FitTest(unittest.TestCase):
                 self.assertRaisesRegex(hfopt.Error, "hfopt-server ended with code 1: x86-64-v3 and \\."):
             self.fit()
 
+    def test_does_not_wait_for_ever_for_a_server_that_does_not_listen(self):
+        server = pathlib.Path(self.folder) / "hfopt-server"
+        server.write_text("#!/bin/sh\necho 'reading runs' >&2; exec sleep 50\n")
+        server.chmod(0o755)
+        with mock.patch.dict(os.environ, {"HFOPT_SERVER": str(server)}), \
+                mock.patch("hfopt.local_server._LONGEST_START", 1.0), self.assertRaisesRegex(
+                    hfopt.Error, "(?s)hfopt-server does not listen after 1 seconds.* last words: reading runs\nIts log: "):
+            self.fit()
+
     def test_says_so_when_the_server_is_killed(self):
         servers = []
 
