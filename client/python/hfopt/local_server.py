@@ -69,8 +69,8 @@ class LocalServer:
             raise
         if not up:
             self.stop()
-            raise Error(f"hfopt-server does not listen after {_LONGEST_START:g} seconds, and was ended; see whether the "
-                        f"disk of its directory answers. Its last words: {self._last_words()}")
+            raise Error(f"hfopt-server does not listen after {_LONGEST_START:g} seconds, and was ended; see whether "
+                        f"the disk of its directory answers. Its last words: {self._last_words()}")
         if not self.address:
             raise self._error()
 

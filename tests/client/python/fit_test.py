@@ -56,8 +56,8 @@ class FitTest(unittest.TestCase):
 
     def test_computes_in_what_the_model_prefers_unless_it_is_told(self):
         both = ("float64", "float32")
-        for types, arguments, expected in ((both, {}, "float64"), (both[::-1], {}, "float32"), (both[:1], {}, "float64"),
-                                           (both, {"dtype": "float32"}, "float32"),
+        for types, arguments, expected in ((both, {}, "float64"), (both[::-1], {}, "float32"),
+                                           (both[:1], {}, "float64"), (both, {"dtype": "float32"}, "float32"),
                                            (both[::-1], {"preset": "deterministic"}, "float64")):
             with self.subTest(types=types, **arguments), mock.patch.object(self.model, "element_types", types,
                                                                            create=True):
@@ -207,7 +207,7 @@ class FitTest(unittest.TestCase):
         server.chmod(0o755)
         with mock.patch.dict(os.environ, {"HFOPT_SERVER": str(server)}), \
                 mock.patch("hfopt.local_server._LONGEST_START", 1.0), self.assertRaisesRegex(
-                    hfopt.Error, "(?s)hfopt-server does not listen after 1 seconds.* last words: reading runs\nIts log: "):
+                    hfopt.Error, "(?s)hfopt-server does not listen after 1 seconds.* words: reading runs\nIts log: "):
             self.fit()
 
     def test_says_so_when_the_server_is_killed(self):

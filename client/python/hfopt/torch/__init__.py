@@ -84,9 +84,10 @@ class TorchModel(_adapter.Adapter):
       train_data, heldout_data: a tuple (inputs, targets) of tensors or arrays, each of them also a tuple or dict of
         such; a TensorDataset; any dataset of examples with __len__ and __getitem__ (a list is one), made into batches as
         DataLoader does; a DataLoader, of which the dataset, the indices of a SubsetRandomSampler and collate_fn are
-        taken, and nothing else (ValueError for samplers that leave out or repeat examples). Of a batch the last element is the targets and those before are the inputs; a tuple of inputs is called as module(*inputs), a
-        dict as module(**inputs). The first axis of all outputs is the examples. A residual function gets whole batches.
-        Not copied: they must not change.
+        taken, and nothing else (ValueError for samplers that leave out or repeat examples). Of a batch the last element
+        is the targets and those before are the inputs; a tuple of inputs is called as module(*inputs), a dict as
+        module(**inputs). The first axis of all outputs is the examples. A residual function gets whole batches. Not
+        copied: they must not change.
       unpack: batch -> (inputs, targets), for batches of another form.
       batch_size: examples in one forward pass; the memory in use grows with it, and with max_kept_bytes.
       device: where to compute; default: where the module is.
