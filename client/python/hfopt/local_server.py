@@ -13,7 +13,8 @@ from .errors import Error
 
 _LISTENING = "listening on "  # the server's last word of its start, before the address
 _LONGEST_SOCKET_PATH = 107  # bytes
-_GRACE = 20.0  # seconds that a server may take to stop
+_LONGEST_START = 300.0  # seconds until a server must listen: it reads all runs of its directory before
+_GRACE = 20.0  # seconds that it may take to stop
 
 
 def find_server() -> str:
@@ -62,10 +63,14 @@ class LocalServer:
                                         daemon=True)
         self._reader.start()
         try:
-            self._up.wait()
+            up = self._up.wait(_LONGEST_START)
         except BaseException:
             self.stop()
             raise
+        if not up:
+            self.stop()
+            raise Error(f"hfopt-server does not listen after {_LONGEST_START:g} seconds, and was ended; see whether "
+                        f"the disk of its directory answers. Its last words: {self._last_words()}")
         if not self.address:
             raise self._error()
 
@@ -111,4 +116,7 @@ class LocalServer:
     def _error(self) -> Error:
         code = self._process.wait()
         how = f"ended with code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
-        return Error(f"hfopt-server {how}: {self._last_line or 'it said nothing'}\nIts log: {self._log}")
+        return Error(f"hfopt-server {how}: {self._last_words()}")
+
+    def _last_words(self) -> str:
+        return f"{self._last_line or 'it said nothing'}\nIts log: {self._log}"

@@ -56,8 +56,8 @@ class FitTest(unittest.TestCase):
 
     def test_computes_in_what_the_model_prefers_unless_it_is_told(self):
         both = ("float64", "float32")
-        for types, arguments, expected in ((both, {}, "float64"), (both[::-1], {}, "float32"), (both[:1], {}, "float64"),
-                                           (both, {"dtype": "float32"}, "float32"),
+        for types, arguments, expected in ((both, {}, "float64"), (both[::-1], {}, "float32"),
+                                           (both[:1], {}, "float64"), (both, {"dtype": "float32"}, "float32"),
                                            (both[::-1], {"preset": "deterministic"}, "float64")):
             with self.subTest(types=types, **arguments), mock.patch.object(self.model, "element_types", types,
                                                                            create=True):
@@ -199,6 +199,15 @@ class FitTest(unittest.TestCase):
         environment = {"HFOPT_SERVER": str(server), "HFOPT_CPU": "x86-64-v3", "HFOPT_ADDRESS": "of another server"}
         with mock.patch.dict(os.environ, environment), \
                 self.assertRaisesRegex(hfopt.Error, "hfopt-server ended with code 1: x86-64-v3 and \\."):
+            self.fit()
+
+    def test_does_not_wait_for_ever_for_a_server_that_does_not_listen(self):
+        server = pathlib.Path(self.folder) / "hfopt-server"
+        server.write_text("#!/bin/sh\necho 'reading runs' >&2; exec sleep 50\n")
+        server.chmod(0o755)
+        with mock.patch.dict(os.environ, {"HFOPT_SERVER": str(server)}), \
+                mock.patch("hfopt.local_server._LONGEST_START", 1.0), self.assertRaisesRegex(
+                    hfopt.Error, "(?s)hfopt-server does not listen after 1 seconds.* words: reading runs\nIts log: "):
             self.fit()
 
     def test_says_so_when_the_server_is_killed(self):
