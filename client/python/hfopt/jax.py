@@ -1,7 +1,8 @@
 """JAX functions as models of hfopt: exact Gauss-Newton products for any differentiable apply(params, inputs).
 
-model = hfopt.jax.as_model(apply, params, hfopt.losses.cross_entropy(), (images, labels), (held_out_images,
-held_out_labels)) result = hfopt.fit(model) params = model.unflatten(result.parameters)
+    model = hfopt.jax.as_model(apply, params, hfopt.losses.cross_entropy(), (images, labels), (new_images, new_labels))
+    result = hfopt.fit(model)
+    params = model.unflatten(result.parameters)
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any, Callable, ContextManager, Deque, Dict, List, Mapping, Optional, Sequence, Union
+from typing import Any, Callable, ContextManager, Deque, Dict, Iterable, List, Mapping, Optional, Sequence, Union
 
 import numpy as np
 
@@ -163,6 +163,9 @@ def fit(model: Any, loss: Any = None, train_data: Any = None, heldout_data: Any 
                          max_iterations=max_iterations, target_loss=target_loss, max_seconds=max_seconds,
                          options=options, lease_seconds=_NO_OTHERS if alone else lease_seconds)
     wanted.num_parameters = model.num_parameters
+    if not isinstance(callbacks, Iterable) or not all(callable(callback) for callback in callbacks):
+        raise TypeError(f"callbacks is {callbacks!r}; it must be a sequence of functions of a report and the run: "
+                        "callbacks=[f]")
     training = _Training(model, wanted, initial_parameters, resume, callbacks, make_progress(progress))
     training.others = others or training.others
     if server is None:

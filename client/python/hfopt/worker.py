@@ -64,8 +64,9 @@ class _Session:
 # Three threads, one lock:
 #   - the reader dials, reads, and dials again; it alone decides how everything ends, by setting _outcome;
 #   - a thread of gRPC asks _requests for what to write: answers and, when nothing was sent for a third of the lease, a
-# renewal;   - the thread that called `run` computes. _changed guards what they share, and is held neither in a call of
-# gRPC that may block nor in a call of the model.
+#     renewal;
+#   - the thread that called `run` computes.
+# _changed guards what they share, and is held neither in a call of gRPC that may block nor in a call of the model.
 class Worker:
     """Serves one run with a model: dials the server, answers its requests, and dials again whenever the session breaks,
     without losing vectors that it holds or answers that it computed.

@@ -155,6 +155,11 @@ class FitTest(unittest.TestCase):
         self.assertEqual(seen[0].shape, (2410,))
         self.assertLess(len(result.history), 50)
 
+    def test_callbacks_are_functions(self):
+        for callbacks in print, [print, "x"]:
+            with self.subTest(callbacks), self.assertRaisesRegex(TypeError, r"callbacks is .*callbacks=\[f\]"):
+                self.fit(callbacks=callbacks)
+
     def test_the_models_own_error_is_shown(self):
         def linearize(*_):
             raise ZeroDivisionError("of the model")
@@ -276,8 +281,8 @@ class FitTest(unittest.TestCase):
             if len(answers) == 3 and all(answers.values()):
                 run.stop()
 
-        result = hfopt.fit(MAKE_DIGITS, workers=3, progress=False, max_iterations=0, options=FEW,
-                           callbacks=[stop_when_all_have])
+        result = hfopt.fit(MAKE_DIGITS, workers=3, progress=False, max_iterations=0,
+                           options={**FEW, "stop.max_rejections": 10**9}, callbacks=[stop_when_all_have])
         self.assertEqual(result.reason, "cancelled")
         self.assertEqual(sorted(answers), ["fit", "fit-2", "fit-3"])
 

@@ -2,6 +2,8 @@
 
 import importlib
 import inspect
+import re
+import textwrap
 import unittest
 
 import hfopt
@@ -37,6 +39,16 @@ class ReferenceTest(unittest.TestCase):
                 if name not in ("hfopt.torch", "hfopt.jax"):
                     raise
                 print(f"{name} is not looked at: {error}")
+
+    def test_examples_are_python(self):
+        seen = 0
+        for module in self.modules():
+            # Of a module: blocks that are indented.
+            for block in re.findall(r"(?m)(?:^ {4}.*\n?)+", module.__doc__):
+                compile(textwrap.dedent(block), module.__name__, "exec")
+                self.assertLessEqual(max(map(len, block.splitlines())), 120)
+                seen += 1
+        self.assertGreater(seen, 0)
 
     def test_every_public_name_is_described(self):
         bare, seen = [], 0

@@ -1,7 +1,8 @@
 """PyTorch modules as models of hfopt: exact Gauss-Newton products for any nn.Module.
 
-    model = hfopt.torch.as_model(module, hfopt.losses.cross_entropy(), (images, labels), (held_out_images,
-    held_out_labels)) result = hfopt.fit(model) hfopt.torch.load(module, result.parameters)
+    model = hfopt.torch.as_model(module, hfopt.losses.cross_entropy(), (images, labels), (new_images, new_labels))
+    result = hfopt.fit(model)
+    hfopt.torch.load(module, result.parameters)
 
 Works with PyTorch 1.13 (the distribution's) and 2, on CPU and CUDA.
 """
