@@ -1,6 +1,7 @@
 // Workers without manners, beside one that has some: the run ends with the bits of an undisturbed one.
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <string>
 #include <thread>
@@ -127,12 +128,13 @@ TEST_F(MockWorkerTest, MayRoundDifferentlyWhenItWasStartedAgainBetweenTwoAnswers
   // Answers the initial parameters and the first of two equal gradients, and dies when the server has both.
   MockWorker first(MakeDigits(), server_.address(), hello, [this](int number, auto&) {
     if (number < 2) return Action::kAnswer;
-    while (client_.Get("twice")->workers(0).answers() < 2) std::this_thread::yield();
+    client::RunClient client = server_.Client();
+    while (client.Get("twice")->workers(0).answers() < 2) std::this_thread::yield();
     return Action::kDie;
   });
   first.AwaitEnd().IgnoreError();
   hello.set_incarnation(2);
-  bool rounded = false;
+  std::atomic<bool> rounded = false;
   MockWorker second(MakeDigits(), server_.address(), hello, [&](int number, auto& evaluated) {
     if (number > 0) return Action::kAnswer;
     rounded = evaluated.answer.has_gradient();
