@@ -8,7 +8,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 
-from .model import Array, Model, element_types, has_initial_parameters, has_second_moment, weight_of
+from .model import Array, Model, element_types, has_initial_parameters, has_second_moment, is_model, weight_of
 from .samples import SplitMix64
 
 Product = Callable[[Array], Array]
@@ -85,17 +85,25 @@ def check(model: Model, theta: Any = None, *, dtype: Any = None, examples: int =
     """Checks a model against itself at theta, n numbers, by default its initial parameters for the seed.
 
     On the first `examples` examples of the training data, or with `held_out` of the held-out data, computed in `dtype`
-    ("float32" or "float64"; by default float64 if the model has it: limits are tighter): the gradient against central differences of the loss along
-    `probes` directions of random signs; the Gauss-Newton product for symmetry, linearity and positive semidefiniteness;
-    every answer for determinism, asked twice; sums and weights for consistency over two halves; squares of gradients
-    against single examples.
+    ("float32" or "float64"; by default float64 if the model has it: limits are tighter): the gradient against central
+    differences of the loss along `probes` directions of random signs; the Gauss-Newton product for symmetry, linearity
+    and positive semidefiniteness; every answer for determinism, asked twice; sums and weights for consistency over two
+    halves; squares of gradients against single examples.
 
     Whether the product is J'HJ and not another symmetric positive semidefinite operator cannot be seen from these
     answers; a product that is off by a factor, or that lacks a term of the loss, may pass. Compare it with a dense J'HJ
     on a small example for that, or let `hfopt conformance` look at it.
 
-    Raises ValueError where theta or an answer has the wrong shape; what the model raises passes through.
+    Raises TypeError for what is no hfopt.Model (a module and its data are made one by hfopt.torch.as_model or
+    hfopt.jax.as_model), ValueError where theta or an answer has the wrong shape and for no examples or probes; what the
+    model raises passes through.
     """
+    if not is_model(model):
+        raise TypeError(f"check: {type(model).__name__} is no hfopt.Model; make one of it and its data with "
+                        "hfopt.torch.as_model, hfopt.jax.as_model or hfopt.numpy.as_model, as fit does")
+    for name, value in ("examples", examples), ("probes", probes):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1, or nothing would be checked")
     if dtype is None:
         dtype = "float64" if "float64" in element_types(model) else "float32"
     dtype = np.dtype(dtype)

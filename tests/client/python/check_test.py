@@ -120,6 +120,13 @@ class CheckTest(unittest.TestCase):
         self.assertRegex(text, "(?m)^symmetry +passed +[0-9.]+e-[0-9]+ +1e-08  u'Gv against v'Gu")
         self.assertIn("<td", hfopt.check(self.model)._repr_html_())
 
+    def test_refuses_what_it_cannot_check(self):
+        with self.assertRaisesRegex(TypeError, "check: function is no hfopt.Model; .*hfopt.torch.as_model"):
+            hfopt.check(lambda x: x)
+        for name in "examples", "probes":
+            with self.assertRaisesRegex(ValueError, f"{name} is 0; it must be at least 1"):
+                hfopt.check(self.model, **{name: 0})
+
     def test_theta_is_read_only(self):
         def write(right, theta, *arguments):
             theta[0] = 1
