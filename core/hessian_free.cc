@@ -129,12 +129,10 @@ absl::Status NonFiniteStart(double loss, const OptimizerState<Scalar>& state, co
 }  // namespace
 
 GradientExtras ExtrasFor(const OptimizerOptions& options, bool has_second_moment) {
-  const DiagonalMode diagonal = options.preconditioner.diagonal;
   const bool needs_noise =
       options.samples.growth == SampleGrowth::kVariance || options.conjugate_gradient.noise_factor > 0;
   return {.sub_batches = needs_noise ? options.samples.sub_batches : 0,
-          .second_moment = diagonal == DiagonalMode::kSquaredGradients ||
-                           (diagonal == DiagonalMode::kSquaredGradientsIfOffered && has_second_moment)};
+          .second_moment = UsesSecondMoment(options.preconditioner.diagonal, has_second_moment)};
 }
 
 template <typename Scalar>

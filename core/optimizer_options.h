@@ -35,6 +35,11 @@ enum class DiagonalMode {
   kSquaredGradientsIfOffered,  // that where the objective has second moments, else none
 };
 
+// Whether gradients are asked for second moments, of an objective that has them or not.
+constexpr bool UsesSecondMoment(DiagonalMode mode, bool has_second_moment) {
+  return mode == DiagonalMode::kSquaredGradients || (mode == DiagonalMode::kSquaredGradientsIfOffered && has_second_moment);
+}
+
 struct PreconditionerOptions {
   LbfgsMode lbfgs = LbfgsMode::kNone;
   int memory = 16;  // pairs m, even

@@ -176,10 +176,7 @@ absl::Status WorkerPool::CheckHello(const v1::Hello& hello) const {
     return refuse("does not know bfloat16, in which this run has its products; use a worker that has it (Hello.bfloat16), or create the run without "
                   "bfloat16_products");
   }
-  if (options_.diagonal == DiagonalMode::kSquaredGradients && !hello.second_moment()) {
-    return refuse("has no second moments, which this run's preconditioner.diagonal needs; use a worker that has them (Hello.second_moment), or "
-                  "create the run with preconditioner.diagonal=none");
-  }
+  HFOPT_RETURN_IF_ERROR(CheckSecondMoment(hello));
   if (options_.sub_batches && !hello.sub_batches()) {
     return refuse("has no sub-batches, by which this run measures the noise of its gradient; use a worker that has them (Hello.sub_batches), or "
                   "create the run with samples.growth=geometric and conjugate_gradient.noise_factor=0");
@@ -233,13 +230,16 @@ absl::Status WorkerPool::CheckModel(const v1::Hello& hello) const {
   if (!hello.model_signature().empty() && !m.signature.empty() && hello.model_signature() != m.signature) {
     return differs("model_signature", View(hello.model_signature()), View(m.signature));
   }
-  if (options_.diagonal == DiagonalMode::kSquaredGradientsIfOffered && m.second_moment.value_or(false) && !hello.second_moment()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(options_.run_name, ": worker ", hello.worker_id(), ": has no second moments, which the first worker of this run had and its "
-                     "preconditioner.diagonal uses; use workers that all have them (Hello.second_moment), or create the run with "
-                     "preconditioner.diagonal=none"));
-  }
   return absl::OkStatus();
+}
+
+absl::Status WorkerPool::CheckSecondMoment(const v1::Hello& hello) const {
+  const ModelDescription& m = model_.has_value() ? *model_ : expected_;
+  if (hello.second_moment() || !UsesSecondMoment(options_.diagonal, m.second_moment.value_or(false))) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      options_.run_name, ": worker ", hello.worker_id(), ": has no second moments, which this run's preconditioner.diagonal needs",
+      options_.diagonal == DiagonalMode::kSquaredGradientsIfOffered ? ", because its first worker had them" : "",
+      "; use a worker that has them (Hello.second_moment), or create the run with preconditioner.diagonal=none"));
 }
 
 void WorkerPool::Expect(const ModelDescription& model) {
@@ -248,7 +248,9 @@ void WorkerPool::Expect(const ModelDescription& model) {
   model_.reset();
   for (auto& [id, worker] : workers_) {
     if (worker.link == nullptr) continue;
-    if (const absl::Status fits = CheckModel(worker.hello); !fits.ok()) {
+    absl::Status fits = CheckModel(worker.hello);
+    if (fits.ok()) fits = CheckSecondMoment(worker.hello);
+    if (!fits.ok()) {
       SendAway(worker, fits);
     } else if (!model_.has_value()) {
       model_ = Describe(worker.hello, expected_);

@@ -206,6 +206,7 @@ class WorkerPool {
   Worker* FindByLink(const WorkerLink* link) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status CheckHello(const v1::Hello& hello) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status CheckShards(const v1::Hello& hello) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status CheckSecondMoment(const v1::Hello& hello) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status CheckModel(const v1::Hello& hello) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Takes the link from a worker, which is then known as one that has gone.
   std::shared_ptr<WorkerLink> Detach(Worker& worker) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
