@@ -40,13 +40,23 @@ class MockWorkerTest : public ::testing::Test {
   // The mock renews its lease by answering alone, and a checkpoint may take long on a slow disk: a lease that does not end within a test,
   // unless the test is about its end.
   explicit MockWorkerTest(double lease_seconds = 3600) : client_(server_.Client()) {
+    // Asked nothing twice: the numbers of requests are those of the optimization.
+    Begin("r", {.shards = kShards, .lease_seconds = lease_seconds, .repeat_every = 0});
+  }
+
+  struct Options {
+    uint32_t shards = kShards;
+    double lease_seconds = 3600;
+    uint32_t repeat_every = 0;
+  };
+  void Begin(const std::string& run_id, const Options& of_run) {
     v1::RunOptions options;
-    options.set_shards(kShards);
-    options.set_lease_seconds(lease_seconds);
-    options.set_repeat_every(0);  // the numbers of requests are those of the optimization
+    options.set_shards(of_run.shards);
+    options.set_lease_seconds(of_run.lease_seconds);
+    options.set_repeat_every(of_run.repeat_every);
     *options.mutable_optimizer() = ShortRun();
-    EXPECT_TRUE(client_.Create("r", options).ok());
-    EXPECT_TRUE(client_.Start("r").ok());
+    EXPECT_TRUE(client_.Create(run_id, options).ok());
+    EXPECT_TRUE(client_.Start(run_id).ok());
   }
 
   v1::Hello HelloOf(const std::string& worker_id) {
@@ -116,13 +126,7 @@ TEST_F(LostWorkerTest, Dies) {
 
 // A worker that was started again on another processor rounds differently: that is no contradiction of its own.
 TEST_F(MockWorkerTest, MayRoundDifferentlyWhenItWasStartedAgainBetweenTwoAnswersToTheSame) {
-  v1::RunOptions twice;
-  twice.set_shards(1);
-  twice.set_lease_seconds(3600);
-  twice.set_repeat_every(1);
-  *twice.mutable_optimizer() = ShortRun();
-  ASSERT_TRUE(client_.Create("twice", twice).ok());
-  ASSERT_TRUE(client_.Start("twice").ok());
+  Begin("twice", {.shards = 1, .repeat_every = 1});
   v1::Hello hello = HelloOf("mock");
   hello.set_run_id("twice");
   // Answers the initial parameters and the first of two equal gradients, and dies when the server has both.
