@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <future>
 #include <optional>
 #include <utility>
 
@@ -97,6 +98,11 @@ absl::Status WrongState(const v1::Run& record, absl::string_view action, absl::s
   return absl::FailedPreconditionError(absl::StrCat(record.name(), " cannot be ", action, ": its state is ", state,
                                                     record.state_detail().empty() ? "" : " (", record.state_detail(),
                                                     record.state_detail().empty() ? "" : ")", "; allowed: ", allowed));
+}
+
+std::optional<Termination> WallTimeTermination(double seconds, double limit) {
+  if (limit == 0 || seconds < limit) return std::nullopt;
+  return Termination{TerminationReason::kWallTimeBudget, absl::StrCat(seconds, " s of ", limit, " s")};
 }
 
 }  // namespace
@@ -523,12 +529,17 @@ absl::Status Run::MatchReports(uint64_t iteration) {
   return absl::OkStatus();
 }
 
-std::optional<Termination> Run::WallTimeTermination() const {
-  absl::MutexLock lock(&mu_);
-  const double limit = record_.options().max_wall_seconds();
-  if (limit == 0 || record_.seconds().total() < limit) return std::nullopt;
-  return Termination{TerminationReason::kWallTimeBudget,
-                     absl::StrCat(record_.seconds().total(), " s of ", limit, " s")};
+template <typename Scalar>
+absl::Status Run::File(const OptimizerState<Scalar>& state, const v1::IterationReport& report, bool best) {
+  // If the power fails between report and checkpoint, the iteration is done again and its report replaced; the other way round the report would be
+  // lost.
+  HFOPT_RETURN_IF_ERROR(UntilStored([&] { return environment_.store->AppendReport(id_, report); }));
+  HFOPT_FAILPOINT_OR_RETURN("run.report");
+  HFOPT_RETURN_IF_ERROR(UntilStored([&] { return Save(state, best); }));
+  HFOPT_FAILPOINT_OR_RETURN("run.checkpoint");
+  HFOPT_RETURN_IF_ERROR(Publish(report, best));
+  HFOPT_FAILPOINT("run.published");
+  return absl::OkStatus();
 }
 
 template <typename Scalar>
@@ -550,36 +561,46 @@ absl::StatusOr<Termination> Run::Drive() {
   Objective<Scalar>& asked = journaled.has_value() ? static_cast<Objective<Scalar>&>(*journaled) : objective;
   PoolAccounting before = pool_->accounting();
   absl::Time start = environment_.now();
+  double seconds = Snapshot().seconds().total();
 
+  // `state` is put on the disk while the next one is computed from it; what `filing` is of ends before the next one begins, and before this function.
+  std::future<absl::Status> filing;
+  const auto filed = [&filing] { return filing.valid() ? filing.get() : absl::OkStatus(); };
   while (true) {
-    if (std::optional<Termination> end = CheckTermination(state, layout, options_.stop)) return *end;
-    if (std::optional<Termination> end = WallTimeTermination()) return *end;
+    std::optional<Termination> end = CheckTermination(state, layout, options_.stop);
+    if (!end.has_value()) end = WallTimeTermination(seconds, record.options().max_wall_seconds());
+    if (end.has_value()) {
+      HFOPT_RETURN_IF_ERROR(filed());
+      return *end;
+    }
 
-    HFOPT_ASSIGN_OR_RETURN(Iteration<Scalar> next, (Iterate<Scalar>(state, asked, options_)));
-    state = std::move(next.state);
+    absl::StatusOr<Iteration<Scalar>> next = Iterate<Scalar>(state, asked, options_);
+    HFOPT_RETURN_IF_ERROR(filed());
+    HFOPT_RETURN_IF_ERROR(next.status());
+    state = std::move(next->state);
     if (journal.has_value() && journal->replayed() > 0) {
       environment_.log(absl::StrCat("runs/", id_, ": iteration ", state.iteration, " went on after ", journal->replayed(), " answers of its journal"));
     }
 
-    // The time of saving is booked with the next iteration, because the report is stored before the checkpoint: if the power fails
-    // between the two, the iteration is done again and its report replaced; the other way round the report would be lost.
-    v1::IterationReport report = ReportToProto(next.report, layout.training_examples);
+    v1::IterationReport report = ReportToProto(next->report, layout.training_examples);
     const PoolAccounting after = pool_->accounting();
     const absl::Time now = environment_.now();
     *report.mutable_seconds() = Phases(absl::ToDoubleSeconds(now - start), before, after);
+    seconds += report.seconds().total();
     report.set_reissued(static_cast<uint32_t>(after.reissued - before.reissued));
     report.set_hedged(static_cast<uint32_t>(after.hedged - before.hedged));
     ToProto(now, report.mutable_end_time());
     start = now;
     before = after;
-    const bool best = IsBest(report);
-    HFOPT_RETURN_IF_ERROR(UntilStored([&] { return environment_.store->AppendReport(id_, report); }));
-    HFOPT_FAILPOINT_OR_RETURN("run.report");
-    HFOPT_RETURN_IF_ERROR(UntilStored([&] { return Save(state, best); }));
-    HFOPT_FAILPOINT_OR_RETURN("run.checkpoint");
-    if (journal.has_value()) journal->Begin(state.iteration);
-    HFOPT_RETURN_IF_ERROR(Publish(report, best));
-    HFOPT_FAILPOINT("run.published");
+    filing = std::async(std::launch::async, [this, &state, report, best = IsBest(report)] {
+      absl::Status status = File(state, report, best);
+      if (!status.ok()) pool_->Interrupt(status);  // the next iteration would come to nothing
+      return status;
+    });
+    if (journal.has_value()) {  // of the iteration before, whose answers are of use until its end is on the disk
+      HFOPT_RETURN_IF_ERROR(filed());
+      journal->Begin(state.iteration);
+    }
   }
 }
 

@@ -105,7 +105,6 @@ class Run {
   absl::Status Save(const OptimizerState<Scalar>& state, bool best);
   // Waits for the first workers and fixes what depends on them: the model's size, the number of shards.
   absl::StatusOr<DataLayout> AwaitLayout();
-  std::optional<Termination> WallTimeTermination() const;
 
   // Repeats `store` while it finds the disk full; the state's detail says so meanwhile. CANCELLED when the run is interrupted.
   absl::Status UntilStored(absl::FunctionRef<absl::Status()> store);
@@ -118,6 +117,9 @@ class Run {
   absl::Status End(const Termination& termination);
   // FAILED_PRECONDITION once Delete has begun.
   absl::Status CheckNotDeleted() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(control_mu_);
+  // Stores a finished iteration, report and checkpoint, and adds it to the history.
+  template <typename Scalar>
+  absl::Status File(const OptimizerState<Scalar>& state, const v1::IterationReport& report, bool best);
   // Adds a stored report to the history, and its time to the run's.
   absl::Status Publish(const v1::IterationReport& report, bool best);
   // Whether its held-out loss is the best evidence so far: on more held-out examples than any before, or lower on as many.

@@ -5,11 +5,13 @@
 #include <string>
 #include <thread>
 
+#include "absl/synchronization/notification.h"
 #include "client/models/model_factory.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "proto/failpoint/failpoint.h"
 #include "tests/support/local_objective.h"
+#include "tests/support/mock_worker.h"
 #include "tests/support/test_server.h"
 
 namespace hfopt::testing {
@@ -25,6 +27,7 @@ class Storage : public ::testing::Test {
   static v1::RunOptions Options() {
     v1::RunOptions options;
     options.set_shards(1);
+    options.set_repeat_every(0);  // no questions but those of the iterations
     options.mutable_optimizer()->mutable_samples()->set_initial_gradient_examples(200);
     options.mutable_optimizer()->mutable_stop()->set_max_iterations(4);
     return options;
@@ -33,11 +36,27 @@ class Storage : public ::testing::Test {
     return models::MakeModel<float>({.task = "digits", .data = HFOPT_DIGITS_DATA, .layers = "64-10"}).value();
   }
   // Starts a run that meets these failpoints once it has a worker.
-  void Begin(const std::string& failpoints) {
+  void Prepare(const std::string& failpoints) {
     ASSERT_TRUE(client_.Create("r", Options()).ok());
     ASSERT_TRUE(client_.Start("r").ok());
     ASSERT_TRUE(failpoint::Configure(failpoints).ok());
+  }
+  void Begin(const std::string& failpoints) {
+    Prepare(failpoints);
     worker_ = std::make_unique<WorkerThread<float>>(MakeModel(), server_.address(), "r", "w");
+  }
+  // A worker that does this with the first gradient of the second iteration.
+  std::unique_ptr<MockWorker> MockInSecondIteration(std::function<MockWorker::Action()> action) {
+    v1::Hello hello;
+    hello.set_run_id("r");
+    hello.set_worker_id("mock");
+    enum { kGradient, kSteps, kSecondIteration } seen = kGradient;
+    return std::make_unique<MockWorker>(MakeModel(), server_.address(), hello, [=](int, const client::Evaluated<float>& evaluated) mutable {
+      if (seen == kGradient && evaluated.answer.has_losses()) seen = kSteps;
+      if (seen != kSteps || !evaluated.answer.has_gradient()) return MockWorker::Action::kAnswer;
+      seen = kSecondIteration;
+      return action();
+    });
   }
   v1::Run Await(const std::function<bool(const v1::Run&)>& condition) {
     const absl::Time deadline = absl::Now() + absl::Seconds(60);
@@ -88,6 +107,35 @@ TEST_F(Storage, OnAFullDiskTheRunWaitsAndGoesOnByItself) {
     worker_.reset();
     ASSERT_TRUE(client_.Delete("r").ok());
   }
+}
+
+// An iteration is put on the disk while the next one is computed, and not told before it is there.
+TEST_F(Storage, TheNextIterationDoesNotWaitForTheDisk) {
+  Prepare("checkpoint.best=error(RESOURCE_EXHAUSTED)");  // not passed by the checkpoint of the initial parameters
+  absl::Notification in_second_iteration;
+  const auto mock = MockInSecondIteration([&] {
+    in_second_iteration.Notify();
+    return MockWorker::Action::kAnswer;
+  });
+  ASSERT_TRUE(in_second_iteration.WaitForNotificationWithTimeout(absl::Seconds(60)));
+  EXPECT_EQ(Await(WaitsForSpace).last_iteration().iteration(), 0u);
+  ASSERT_TRUE(failpoint::Configure("").ok());
+  ExpectUndisturbed();
+}
+
+// The next iteration may take hours.
+TEST_F(Storage, AFailingDiskIsToldBeforeTheNextIterationHasEnded) {
+  Prepare("run.report=error(UNKNOWN)@1");
+  absl::Notification told;
+  const auto mock = MockInSecondIteration([&] {
+    told.WaitForNotification();
+    return MockWorker::Action::kAnswer;
+  });
+  const v1::Run failed = Await([](const v1::Run& run) { return run.state() == v1::RUN_STATE_FAILED; });
+  EXPECT_THAT(failed.state_detail(), HasSubstr("run.report"));
+  told.Notify();
+  ASSERT_TRUE(client_.Resume("r").ok());
+  ExpectUndisturbed();
 }
 
 TEST_F(Storage, ARunThatWaitsForSpaceCanBePausedAndResumed) {
