@@ -64,6 +64,41 @@ TEST(LanczosExtremes, StopsWhereTheSpaceIsExhausted) {
   EXPECT_NEAR(extremes->largest, 2, 1e-12);
 }
 
+// A of rank 5 with eigenvalues of both signs in 30 dimensions; b with a part beside the range, or without.
+TEST(DistanceFromRange, IsThatOfADenseMatrix) {
+  const int n = 30, rank = 5;
+  Eigen::MatrixXd factor(n, rank);
+  for (int j = 0; j < rank; ++j) factor.col(j) = NormalVector(n, j + 1);
+  const Eigen::MatrixXd q = Eigen::HouseholderQR<Eigen::MatrixXd>(factor).householderQ() * Eigen::MatrixXd::Identity(n, rank);
+  const Vector eigenvalues{{3, -2, 1, -1e-3, 1e-6}};
+  const Eigen::MatrixXd a = q * eigenvalues.asDiagonal() * q.transpose();
+  const auto apply = [&](const Vector& v) -> absl::StatusOr<Vector> { return Vector(a * v); };
+  const Vector b = NormalVector(n, 77), inside = q * (q.transpose() * b), beside = b - inside;
+
+  const auto in_range = DistanceFromRange(apply, inside, 30, 1e-11);
+  ASSERT_TRUE(in_range.ok());
+  EXPECT_LT(in_range->residual, 1e-9);
+  EXPECT_EQ(in_range->dimension, rank);
+  EXPECT_TRUE(in_range->exhausted);
+
+  const auto outside = DistanceFromRange(apply, b, 30, 1e-11);
+  ASSERT_TRUE(outside.ok());
+  EXPECT_NEAR(outside->residual, beside.norm() / b.norm(), 1e-9);
+  EXPECT_EQ(outside->dimension, rank + 1);
+  EXPECT_TRUE(outside->exhausted);
+
+  const auto cut = DistanceFromRange(apply, b, 3, 1e-11);
+  ASSERT_TRUE(cut.ok());
+  EXPECT_FALSE(cut->exhausted);
+  EXPECT_GT(cut->residual, outside->residual);
+
+  // Of a zero matrix nothing is in the range.
+  const auto zero = DistanceFromRange([&](const Vector& v) -> absl::StatusOr<Vector> { return Vector(0 * v); }, b, 30, 1e-11);
+  ASSERT_TRUE(zero.ok());
+  EXPECT_EQ(zero->residual, 1);
+  EXPECT_TRUE(zero->exhausted);
+}
+
 TEST(LargestCluster, GroupsWhatAgreesWithinTolerances) {
   const std::vector<double> values = {1, 5, 1.001, 2, 0.9995, 5, 1};
   const std::vector<double> tolerances(values.size(), 0.001);

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "Eigen/Eigenvalues"
+#include "Eigen/QR"
 #include "client/models/status_macros.h"
 
 namespace hfopt::conformance {
@@ -79,18 +80,28 @@ LineDerivatives Extrapolate(double h, const std::vector<double>& losses, double 
   return result;
 }
 
-absl::StatusOr<Extremes> LanczosExtremes(absl::FunctionRef<absl::StatusOr<Vector>(const Vector&)> apply,
-                                         const Vector& start, int steps) {
-  const int64_t n = start.size();
-  steps = static_cast<int>(std::min<int64_t>(steps, n));
-  Eigen::MatrixXd basis(n, steps);
-  std::vector<double> alpha, beta;
+namespace {
+
+// AV = VT + beta_m v_{m+1} e_m' for orthonormal V = (v_1 .. v_m) and a tridiagonal T.
+struct Lanczos {
+  Eigen::MatrixXd basis;            // V
+  std::vector<double> alpha, beta;  // diagonal of T; beside it, and beta_m
+  bool exhausted = false;           // beta_m is 0
+};
+
+// Lanczos' iteration with full reorthogonalization. A beta that is at most `rounding` times the largest |Av_k| is 0.
+absl::StatusOr<Lanczos> Iterate(absl::FunctionRef<absl::StatusOr<Vector>(const Vector&)> apply, const Vector& start,
+                                int64_t steps, double rounding) {
+  steps = std::min<int64_t>(steps, start.size());
+  Lanczos lanczos;
+  Eigen::MatrixXd& basis = lanczos.basis;
+  basis.resize(start.size(), steps);
   Vector q = start.normalized();
   double scale = 0;
-  for (int k = 0; k < steps; ++k) {
+  for (int64_t k = 0; k < steps; ++k) {
     basis.col(k) = q;
     HFOPT_ASSIGN_OR_RETURN(Vector next, apply(q));
-    alpha.push_back(q.dot(next));
+    lanczos.alpha.push_back(q.dot(next));
     scale = std::max(scale, next.norm());
     const auto known = basis.leftCols(k + 1);
     for (int pass = 0; pass < 2; ++pass) {
@@ -98,19 +109,47 @@ absl::StatusOr<Extremes> LanczosExtremes(absl::FunctionRef<absl::StatusOr<Vector
       next -= known * overlap;
     }
     const double length = next.norm();
-    if (!(length > 1e-12 * scale) || k + 1 == steps) break;  // all that can be reached from `start`
-    beta.push_back(length);
+    lanczos.exhausted = k + 1 == start.size() || !(length > rounding * scale);
+    lanczos.beta.push_back(lanczos.exhausted ? 0 : length);
+    if (lanczos.exhausted) break;
     q = next / length;
   }
-  const int m = static_cast<int>(alpha.size());
-  const Vector diagonal = Eigen::Map<const Vector>(alpha.data(), m);
-  const Vector off_diagonal = Eigen::Map<const Vector>(beta.data(), m - 1);
+  basis.conservativeResize(Eigen::NoChange, lanczos.alpha.size());
+  return lanczos;
+}
+
+}  // namespace
+
+absl::StatusOr<Extremes> LanczosExtremes(absl::FunctionRef<absl::StatusOr<Vector>(const Vector&)> apply,
+                                         const Vector& start, int steps) {
+  HFOPT_ASSIGN_OR_RETURN(const Lanczos lanczos, Iterate(apply, start, steps, 1e-12));
+  const auto m = static_cast<int64_t>(lanczos.alpha.size());
   Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen;
-  eigen.computeFromTridiagonal(diagonal, off_diagonal);
+  eigen.computeFromTridiagonal(Eigen::Map<const Vector>(lanczos.alpha.data(), m),
+                               Eigen::Map<const Vector>(lanczos.beta.data(), m - 1));
   return Extremes{.smallest = eigen.eigenvalues()[0],
                   .largest = eigen.eigenvalues()[m - 1],
-                  .smallest_vector = basis.leftCols(m) * eigen.eigenvectors().col(0),
-                  .largest_vector = basis.leftCols(m) * eigen.eigenvectors().col(m - 1)};
+                  .smallest_vector = lanczos.basis * eigen.eigenvectors().col(0),
+                  .largest_vector = lanczos.basis * eigen.eigenvectors().col(m - 1)};
+}
+
+absl::StatusOr<RangeDistance> DistanceFromRange(absl::FunctionRef<absl::StatusOr<Vector>(const Vector&)> apply,
+                                                const Vector& b, int64_t max_steps, double rounding) {
+  HFOPT_ASSIGN_OR_RETURN(const Lanczos lanczos, Iterate(apply, b, max_steps, rounding));
+  const auto m = static_cast<int64_t>(lanczos.alpha.size());
+  // b - AVy = (v_1 .. v_{m+1}) (|b| e_1 - Ty), T with beta_m below its last row.
+  Eigen::MatrixXd t = Eigen::MatrixXd::Zero(m + 1, m);
+  for (int64_t k = 0; k < m; ++k) {
+    t(k, k) = lanczos.alpha[k];
+    t(k + 1, k) = lanczos.beta[k];
+    if (k + 1 < m) t(k, k + 1) = lanczos.beta[k];
+  }
+  const Vector e1 = Vector::Unit(m + 1, 0);
+  Eigen::CompleteOrthogonalDecomposition<Eigen::MatrixXd> least_squares;
+  least_squares.setThreshold(rounding);
+  least_squares.compute(t);
+  const Vector y = least_squares.solve(e1);
+  return RangeDistance{.residual = (e1 - t * y).norm(), .dimension = m, .exhausted = lanczos.exhausted};
 }
 
 std::vector<int> LargestCluster(const std::vector<double>& values, const std::vector<double>& tolerances,

@@ -41,6 +41,17 @@ struct Extremes {
 absl::StatusOr<Extremes> LanczosExtremes(absl::FunctionRef<absl::StatusOr<Vector>(const Vector&)> apply,
                                          const Vector& start, int steps);
 
+// How far b is from the range of a symmetric operator A, with residuals on b's Krylov space (MINRES; Paige & Saunders
+// 1975), which is enough to know it: b, Ab, A^2 b, ... meet every eigenvector that b has a part in.
+struct RangeDistance {
+  double residual = 1;     // the least |b - Ax| / |b|
+  int64_t dimension = 0;   // of the space
+  bool exhausted = false;  // else there are directions left, for which `max_steps` were not enough
+};
+// Eigenvalues below `rounding` times the largest one are taken for 0.
+absl::StatusOr<RangeDistance> DistanceFromRange(absl::FunctionRef<absl::StatusOr<Vector>(const Vector&)> apply,
+                                                const Vector& b, int64_t max_steps, double rounding);
+
 // The largest group of indices whose values agree: value[i] within tolerance[i] + tolerance[center] of a center's.
 // Indices are skipped where use[i] is false.
 std::vector<int> LargestCluster(const std::vector<double>& values, const std::vector<double>& tolerances,
