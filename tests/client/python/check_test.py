@@ -79,6 +79,54 @@ class CheckTest(unittest.TestCase):
         self.assert_finds("linearity", linearize=products(lambda v, Gv, _: Gv + 1e-3 * v * np.abs(v)))
         self.assert_finds("samples", linearize=products(lambda v, Gv, _: Gv + v))  # a regulariser that is not weighted
 
+    def test_finds_a_product_with_another_jacobian(self):
+        first = np.arange(2410) < 64 * 32 + 32  # the hidden layer
+
+        def scaled(right, theta, held_out, indices):  # S J'HJ S
+            product = right(theta, held_out, indices)
+            scale = np.where(first, 0.5, 1).astype(theta.dtype)
+            return lambda v: scale * product(scale * v)
+
+        def apart(right, theta, held_out, indices):
+            product = right(theta, held_out, indices)
+            return lambda v: np.where(first, product(np.where(first, v, 0)), product(np.where(first, 0, v)))
+
+        def fisher(right, theta, held_out, indices):
+            gradients = [self.model.gradient(theta, held_out, indices[i:i + 1], False)[2] for i in range(len(indices))]
+            return lambda v: sum(g * np.dot(g, v) for g in gradients).astype(theta.dtype)
+
+        for dtype in "float64", "float32":
+            for name, wrong in ("range", scaled), ("blocks", apart), ("fisher", fisher):
+                with self.subTest(name, dtype=dtype):
+                    model = Wrong(self.model, linearize=wrong)
+                    self.assertEqual(hfopt.check(model, dtype=dtype, examples=8).failed, [name])
+
+    def test_no_alarm_where_single_examples_say_nothing(self):
+        """Huber's loss in its straight part; more outputs than parameters; one parameter; separate outputs."""
+        a = self.random.standard_normal((20, 3, 40))
+
+        def model(a, bend):
+            residuals = lambda theta, i: a[i] @ theta - 1.0
+            clipped = lambda r: np.clip(r, -bend, bend)
+            huber = lambda r: np.where(abs(r) <= bend, r * r / 2, bend * (abs(r) - bend / 2))
+
+            def linearize(theta, held_out, i):
+                J, H = a[i].reshape(-1, a.shape[2]), (abs(residuals(theta, i)) <= bend).ravel()
+                return lambda v: J.T @ (H * (J @ v))
+
+            return hfopt.numpy.as_model(
+                lambda theta, held_out, i: huber(residuals(theta, i)).sum(),
+                lambda theta, held_out, i: np.einsum("ikj,ik->j", a[i], clipped(residuals(theta, i))),
+                x0=np.zeros(a.shape[2]), linearize=linearize, num_examples=(len(a), len(a)))
+
+        apart = a.copy()
+        apart[:, 0, :20] = apart[:, 1:, 20:] = 0
+        for name, arguments in {"huber": (a, 0.5), "many": (a[:, :, :2], 9.0), "one": (a[:, :, :1], 9.0),
+                                "apart": (apart, 1e9), "right": (a, 1e9)}.items():
+            with self.subTest(name):
+                report = hfopt.check(model(*arguments))
+                self.assertTrue(report.passed, report)
+
     def test_finds_answers_that_change(self):
         def dropout(right, theta, *arguments):
             return right(theta * (self.random.random(len(theta)) > 0.1), *arguments)
