@@ -137,8 +137,8 @@ absl::Status RemoteObjective<Scalar>::Add(const UnitAnswer& answer, uint64_t tra
   const int64_t first = std::max<int64_t>(0, FirstNonFinite<Scalar>(vector));
   const int64_t count = vector.size() - vector.array().isFinite().count();
   return absl::InvalidArgumentError(absl::StrCat(
-      run_name_, ": shard ", answer.shard, ": the ", what, " of worker ", answer.worker_id, " has ", count,
-      " non-finite elements of ", vector.size(), ", the first (", vector[first], ") at index ", first,
+      run_name_, ": shard ", answer.shard, ": the ", what, " of worker ", answer.worker_id, " is not finite in ",
+      count, " of ", vector.size(), " elements, the first (", vector[first], ") at index ", first,
       "; nothing of it was used. Check the model's arithmetic there (overflow, log of 0) and resume the run"));
 }
 

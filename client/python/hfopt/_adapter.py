@@ -39,6 +39,20 @@ class Adapter:
         return total + vector.dtype.type(self._regularization * weight) * vector if self._regularization else total
 
 
+def check_data(name: str, data: Any) -> None:
+    """TypeError for what is no data in any library."""
+    if data is None:
+        raise TypeError(
+            f"{name} is missing; steps are tried on held-out data, so give both: examples beside those of the training, "
+            "or, where nothing is held out (least squares, physics-informed networks), the training data themselves"
+        )
+    lists = [x for x in data if isinstance(x, list) and x] if isinstance(data, tuple) else []
+    if any(isinstance(x[0], (int, float, list)) for x in lists):
+        raise TypeError(
+            f"{name} holds a list of numbers; give arrays, whose first axis is the examples: numpy.asarray(x)"
+        )
+
+
 class Linearization:
     """v -> G v, and the weight of the examples, None where it is not known."""
 

@@ -285,6 +285,7 @@ class _Data:
     """A data set in its fixed order."""
 
     def __init__(self, name: str, data: Any, pair: bool, seed: Optional[int]):
+        _adapter.check_data(name, data)
         if pair and not (isinstance(data, (tuple, list)) and len(data) == 2):
             raise TypeError(f"{name} is {type(data).__name__}; give a pair (inputs, targets)")
         self.tree = jax.tree_util.tree_map(np.asarray, tuple(data) if pair else data)

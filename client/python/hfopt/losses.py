@@ -401,10 +401,12 @@ def custom(value: Callable[..., Any], curvature: Union[Callable[..., Any], str])
 
 def as_loss(loss: Any, curvature: Union[Callable[..., Any], str, None] = None) -> Loss:
     """`loss` if it is of this module (or names one: cross_entropy means cross_entropy()); what it means if it is a
-    criterion of torch.nn; else custom(loss, curvature). The criteria's means are taken over all elements of a data set,
+    criterion of torch.nn, or the class of one; else custom(loss, curvature). The criteria's means are taken over all elements of a data set,
     where PyTorch takes them over each minibatch."""
     torch = sys.modules.get("torch")
     if loss in (cross_entropy, binary_cross_entropy, squared_error, ctc):
+        loss = loss()
+    if torch is not None and isinstance(loss, type) and issubclass(loss, torch.nn.Module):
         loss = loss()
     if isinstance(loss, Loss):
         if curvature is not None:

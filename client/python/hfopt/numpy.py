@@ -179,6 +179,11 @@ class _Residuals:
                 "of fun")
         if isinstance(jac, str) and jac != "2-point":
             raise ValueError(f"jac is \"{jac}\"; allowed: a function, a pair (jvp, vjp), or \"2-point\"")
+        is_pair = isinstance(jac, (tuple, list)) and len(jac) == 2 and all(map(callable, jac))
+        if not (isinstance(jac, str) or callable(jac) or is_pair):
+            raise TypeError(
+                f"jac is {type(jac).__name__}; allowed: a function of x that answers the Jacobian there (for a constant "
+                "A: lambda x: A), a pair of functions (jvp, vjp), or \"2-point\"")
         self._fun, self._jac, self._args, self._kwargs = fun, jac, args, kwargs
         self._x0 = np.array(x0, dtype=np.float64)
         self._n = self._x0.size

@@ -10,6 +10,8 @@ import grpc
 
 from .errors import Error
 
+DEFAULT_PORT = 7447  # hfopt-server's
+
 
 @dataclass(frozen=True)
 class Security:
@@ -71,12 +73,23 @@ class Security:
         return () if token is None else (("authorization", f"Bearer {token}"), )
 
 
+def with_port(address: str) -> str:
+    """With hfopt-server's port where there is none; gRPC would take HTTPS's."""
+    scheme, rest = _split_scheme(address)
+    if address.startswith(("unix:", "unix-abstract:")) or "://" in rest:
+        return address
+    host = f"[{rest}]" if rest.count(":") > 1 and not rest.startswith("[") else rest
+    return scheme + host + ("" if ":" in host.rpartition("]")[2] else f":{DEFAULT_PORT}")
+
+
+def _split_scheme(address: str) -> Tuple[str, str]:
+    scheme = next((s for s in ("dns:///", "dns:", "ipv4:", "ipv6:") if address.startswith(s)), "")
+    return scheme, address[len(scheme):]
+
+
 def is_local(address: str) -> bool:
     """Whether it names this machine by a loopback address or a Unix socket."""
-    for scheme in "dns:///", "dns:", "ipv4:", "ipv6:":
-        if address.startswith(scheme):
-            address = address[len(scheme):]
-            break
+    _, address = _split_scheme(address)
     if address.startswith(("unix:", "unix-abstract:")):
         return True
     host = address.rpartition(":")[0] or address

@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import html
 import importlib
+import inspect
 import os
 import shutil
 import sys
@@ -110,7 +112,8 @@ def fit(model: Any, loss: Any = None, train_data: Any = None, heldout_data: Any 
     What is trained
       model         an `hfopt.Model`; or a torch.nn.Module, or a function of JAX with its `params`:
                     `hfopt.torch.as_model` and `hfopt.jax.as_model` make a model of these, with `loss`, `train_data`,
-                    `heldout_data` and any further keywords. A module has the parameters of the result afterwards.
+                    `heldout_data` and any further keywords. A module has the parameters of the result afterwards,
+                    after Ctrl-C the best until then.
 
     How
       preset        "accelerated" (growing samples, short solves: learning from much data; the default), "deterministic"
@@ -150,6 +153,8 @@ def fit(model: Any, loss: Any = None, train_data: Any = None, heldout_data: Any 
     how. Raises hfopt.Error when the run failed or the server cannot be had; ValueError for options.
     """
     module, others = model, None
+    if shards is not None and shards < 1:
+        raise ValueError(f"shards is {shards}; give 1 or more")
     if workers is not None:
         if workers < 1 or (shards is not None and shards < workers):
             raise ValueError(f"workers is {workers}, shards is {shards}; give 1 worker or more, and a shard for each")
@@ -168,15 +173,23 @@ def fit(model: Any, loss: Any = None, train_data: Any = None, heldout_data: Any 
                         "callbacks=[f]")
     training = _Training(model, wanted, initial_parameters, resume, callbacks, make_progress(progress))
     training.others = others or training.others
-    if server is None:
-        result = training.in_directory(None if directory is None else os.fspath(directory))
-    elif directory is None:
-        training.security = security
-        result = training.on_server(server, run or f"fit-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", worker_id)
-    else:
+    if server is not None and directory is not None:
         raise ValueError(f"server and directory are both given: the runs of {server} lie in its own directory")
-    if _is_torch_module(module):
-        importlib.import_module("hfopt.torch").load(module, result.parameters)
+
+    def take(result: Optional[Result]) -> None:
+        if result is not None and _is_torch_module(module):
+            importlib.import_module("hfopt.torch").load(module, result.parameters)
+
+    try:
+        if server is None:
+            result = training.in_directory(None if directory is None else os.fspath(directory))
+        else:
+            training.security = security
+            result = training.on_server(server, run or f"fit-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", worker_id)
+    except Interrupted as stopped:
+        take(stopped.result)
+        raise
+    take(result)
     return result
 
 
@@ -191,6 +204,7 @@ def serve(model: Model, run: str, server: str = "localhost:7447", worker_id: Opt
 
 def _as_model(model: Any, loss: Any, train_data: Any, heldout_data: Any, options: Dict[str, Any]) -> Model:
     if is_model(model):
+        _refuse_unknown(options, ["params"])
         given = [
             name for name, value in (("loss", loss), ("train_data", train_data), ("heldout_data", heldout_data))
             if value is not None
@@ -202,12 +216,20 @@ def _as_model(model: Any, loss: Any, train_data: Any, heldout_data: Any, options
         return own
     library = "torch" if _is_torch_module(model) else "jax" if callable(model) and "jax" in sys.modules else None
     if library:
-        made: Model = importlib.import_module(f"hfopt.{library}").as_model(model, loss=loss, train_data=train_data,
-                                                                           heldout_data=heldout_data, **options)
-        return made
+        as_model: Callable[..., Model] = importlib.import_module(f"hfopt.{library}").as_model
+        _refuse_unknown(options, [*inspect.signature(as_model).parameters])
+        return as_model(model, loss=loss, train_data=train_data, heldout_data=heldout_data, **options)
     raise TypeError(
         f"fit: {type(model).__name__} is neither an hfopt.Model nor a torch.nn.Module nor, with JAX imported, a "
         "function. For functions of NumPy arrays see hfopt.numpy.as_model and hfopt.least_squares")
+
+
+def _refuse_unknown(given: Iterable[str], of_adapter: Sequence[str]) -> None:
+    known = [*inspect.signature(fit).parameters, *of_adapter]
+    for name in given:
+        near = difflib.get_close_matches(name, known, 1)
+        if name not in known:
+            raise TypeError(f"fit: there is no argument {name}" + (f"; do you mean {near[0]}?" if near else ""))
 
 
 def _is_torch_module(model: Any) -> bool:
@@ -263,8 +285,10 @@ class _Training:
             keep = keep or bool(self.history)
             if keep and isinstance(error, Error):
                 raise Error(f"{error}\n{again}", error.code) from error.__cause__
-            if keep:
-                self.progress.note(again)
+            if hasattr(error, "add_note") and keep:
+                error.add_note(again)
+            elif keep:
+                print(again, file=sys.stderr)
             raise
         finally:
             self.progress.end()
@@ -288,6 +312,13 @@ class _Training:
 
     def _train(self, client: RunClient, worker: Worker, run_id: str) -> Result:
         run = self._open(client, run_id)
+        if run.HasField("model"):  # the server looks at workers, of which a run that has ended takes none
+            for name, of_run, of_this in (("num_parameters", run.model.num_parameters, self.model.num_parameters),
+                                          ("signature", run.model.signature, self.model.signature)):
+                if of_run != of_this:
+                    raise Error(
+                        f"the training there is of another model or other data: its {name} is {of_run}, that of these "
+                        f"is {of_this}; go on with its own, or train these elsewhere", "FAILED_PRECONDITION")
         self.progress.begin(run_id, run.options.optimizer.stop.max_iterations)
         watcher = _Watcher(client, worker, run, self)
         try:

@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 
 from .model import Array
-from .security import Security, is_local
+from .security import Security, is_local, with_port
 from .v1 import vector_pb2
 
 CHUNK_BYTES = 1 << 20  # the cheapest
@@ -40,6 +40,7 @@ def make_channel(address: str, security: Security = Security()) -> grpc.Channel:
     """Keepalive as the server expects it, quick reconnects, and no bandwidth probing where there is no latency. With
     connections of its own: shared ones would let a channel begin in the pause that followed a failure of another, for
     example of a server that was here before."""
+    address = with_port(address)
     security.check(address)
     options: List[Tuple[str, Any]] = [
         ("grpc.keepalive_time_ms", 30_000), ("grpc.keepalive_timeout_ms", 20_000),

@@ -109,6 +109,16 @@ class FitTest(unittest.TestCase):
         with self.assertRaisesRegex(hfopt.Error, "resume: there is a training already"):
             self.fit(directory=self.folder, max_iterations=6, resume=False)
 
+    def test_a_training_is_gone_on_with_by_its_own_model_alone(self):
+        self.fit(directory=self.folder)
+        for change, name in ({"num_parameters": 3}, "num_parameters is 2410, that of these is 3"), (
+                {"signature": "another"}, "signature is mlp 64-32-10.*, that of these is another"):
+            model = digits.DigitsModel(DIGITS)
+            for attribute, value in change.items():
+                setattr(model, attribute, value)
+            with self.subTest(name), self.assertRaisesRegex(hfopt.Error, f"another model or other data: its {name}"):
+                hfopt.fit(model, directory=self.folder, resume=True, progress=False)
+
     def test_resume_demands_a_training(self):
         with self.assertRaisesRegex(hfopt.Error, "resume: there is no training to go on with"):
             self.fit(directory=self.folder, resume=True)
@@ -154,6 +164,26 @@ class FitTest(unittest.TestCase):
         self.assertEqual(result.reason, "cancelled")
         self.assertEqual(seen[0].shape, (2410,))
         self.assertLess(len(result.history), 50)
+
+    def test_says_where_a_run_lies_when_a_callback_raises(self):
+        def stop(report, run):
+            raise ZeroDivisionError
+
+        said = io.StringIO()
+        with mock.patch("sys.stderr", said), self.assertRaises(ZeroDivisionError) as raised:
+            self.fit(directory=self.folder, callbacks=[stop])
+        said = "\n".join(getattr(raised.exception, "__notes__", [said.getvalue()]))  # Python 3.11 has notes
+        self.assertIn(f"To go on: hfopt.fit(..., directory={self.folder!r}, resume=True)", said)
+
+    def test_arguments_that_are_none(self):
+        for arguments, error, message in (
+            ({"max_iteration": 3}, TypeError, "there is no argument max_iteration; do you mean max_iterations?"),
+            ({"zzz": 3}, TypeError, "there is no argument zzz$"),
+            ({"seed": -1}, ValueError, "seed is -1; allowed: 0 to 18446744073709551615"),
+            ({"shards": -1}, ValueError, "shards is -1; give 1 or more"),
+            ({"shards": 0}, ValueError, "shards is 0; give 1 or more")):
+            with self.subTest(arguments), self.assertRaisesRegex(error, message):
+                self.fit(**arguments)
 
     def test_callbacks_are_functions(self):
         for callbacks in print, [print, "x"]:

@@ -313,6 +313,9 @@ class ModelTest(unittest.TestCase):
             (ValueError, "regularization is -1", (apply, params, loss, data, data), {"regularization": -1}),
             (ValueError, "a loss of your own needs output_curvature", (apply, params, lambda z, t: z, data, data), {}),
             (NotImplementedError, "ctc is for PyTorch", (apply, params, losses.ctc(), data, data), {}),
+            (TypeError, "heldout_data is missing", (apply, params, losses.squared_error(), data, None), {}),
+            (TypeError, "train_data holds a list of numbers",
+             (apply, params, losses.squared_error(), tuple(np.asarray(x).tolist() for x in data), data), {}),
         ):
             with self.assertRaisesRegex(error, message):
                 hfopt.jax.as_model(*arguments, **options)

@@ -87,6 +87,8 @@ class LeastSquaresTest(unittest.TestCase):
         for jac, error, message in (
             (None, TypeError, "least_squares needs jac"),
             ("3-point", ValueError, "jac is \"3-point\"; allowed"),
+            (np.eye(3), TypeError, "jac is ndarray; allowed: a function of x.*for a constant A: lambda x: A"),
+            ((np.eye(3), np.eye(3)), TypeError, r"jac is tuple; allowed.*a pair of functions \(jvp, vjp\)"),
             (lambda x: np.eye(2), hfopt.Error, r"jac answered the shape \(2, 2\); 2 residuals of 3 parameters need"),
             ((lambda x, v: v, lambda x, u: u), hfopt.Error, r"vjp answered the shape \(2,\); it must be \(3,\)"),
         ):

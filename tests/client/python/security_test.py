@@ -11,7 +11,7 @@ import grpc
 
 import digits
 import hfopt
-from hfopt.security import is_local
+from hfopt.security import is_local, with_port
 from hfopt.v1 import evaluation_service_pb2_grpc, run_pb2, run_service_pb2, run_service_pb2_grpc, vector_pb2
 from hfopt.v1.evaluation_service_pb2 import Finished, SessionResponse, Welcome
 
@@ -106,6 +106,14 @@ class SecurityTest(unittest.TestCase):
                 hfopt.RunClient("far:1", security=security).list()
         here, elsewhere = ("unix:/a", "127.0.0.1:7", "dns:///localhost:7", "[::1]:7"), ("far:7", "127a:7")
         self.assertEqual([is_local(a) for a in here + elsewhere], [True] * 4 + [False] * 2)
+
+    def test_the_port_is_that_of_the_server(self):
+        for address, complete in (("localhost", "localhost:7447"), ("far:1", "far:1"), ("10.0.0.1", "10.0.0.1:7447"),
+                                  ("[::1]", "[::1]:7447"), ("::1", "[::1]:7447"), ("[::1]:2", "[::1]:2"),
+                                  ("dns:///far", "dns:///far:7447"), ("dns:far:3", "dns:far:3"), ("unix:/a", "unix:/a"),
+                                  ("xds:///far", "xds:///far")):
+            with self.subTest(address):
+                self.assertEqual(with_port(address), complete)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ refusals."""
 import json
 import os
 import pathlib
+import shutil
 import unittest
 
 import numpy as np
@@ -409,6 +410,36 @@ class DataTest(unittest.TestCase):
         for data in Stream(), torch.utils.data.DataLoader(Stream()), iter([1]):
             with self.assertRaisesRegex(TypeError, "train_data is .*, which can only be iterated.*list"):
                 self.loss(data)
+
+    def test_says_what_is_no_data_and_no_argument(self):
+        fit = lambda *data, **arguments: hfopt.fit(mlp(), losses.cross_entropy(), *data, **arguments)
+        with self.assertRaisesRegex(TypeError, "heldout_data is missing; steps are tried on held-out data"):
+            fit((self.X, self.Y))
+        with self.assertRaisesRegex(TypeError, "train_data holds a list of numbers; give arrays"):
+            fit((self.X.tolist(), self.Y.tolist()), (self.X, self.Y))
+        with self.assertRaisesRegex(TypeError, "there is no argument batchsize; do you mean batch_size?"):
+            fit((self.X, self.Y), (self.X, self.Y), batchsize=4)
+
+    def test_a_criterion_may_be_given_by_its_class(self):
+        data = (self.X, self.Y)
+        a, b = (hfopt.torch.as_model(mlp(), loss, data, data) for loss in (torch.nn.CrossEntropyLoss,
+                                                                           torch.nn.CrossEntropyLoss()))
+        theta = a.initial_parameters(1)
+        self.assertEqual(a.loss(theta, False, np.arange(9)), b.loss(theta, False, np.arange(9)))
+
+    def test_ctrl_c_leaves_the_best_parameters_in_the_module(self):
+        module, seen = mlp(), []
+
+        def interrupt(report, run):
+            seen.append(run.parameters("best"))
+            raise KeyboardInterrupt
+
+        with self.assertRaises(hfopt.Interrupted) as stopped:
+            hfopt.fit(module, losses.cross_entropy(), (self.X, self.Y), (self.X, self.Y), progress=False,
+                      callbacks=[interrupt], max_iterations=20)
+        self.addCleanup(shutil.rmtree, stopped.exception.directory)
+        np.testing.assert_array_equal(hfopt.torch.flat(module), stopped.exception.result.parameters)
+        self.assertFalse(np.array_equal(hfopt.torch.flat(module), hfopt.torch.flat(mlp())))
 
     def test_refuses_what_does_not_fit(self):
         with self.assertRaisesRegex(ValueError, "train_data: tensors of 4 and 9 examples"):

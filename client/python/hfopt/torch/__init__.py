@@ -570,6 +570,7 @@ class _Data:
     """Batches of a data set in its fixed order, as (inputs, targets) or as `unpack` makes them."""
 
     def __init__(self, name: str, data: Any, unpack: Optional[Callable[[Any], Any]], seed: Optional[int]):
+        _adapter.check_data(name, data)
         collate: Callable[[Any], Any] = torch.utils.data.default_collate
         self.fetch: Callable[[Array], Any]
         if isinstance(data, torch.utils.data.DataLoader):
