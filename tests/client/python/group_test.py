@@ -255,7 +255,7 @@ class GroupTest(unittest.TestCase):
             self.request(0, 52, losses=losses),  # a window that is none
             self.gradient(0, 51),
         ]
-        for size in 2, 3:
+        for size in 2, 3, 4:
             with self.subTest(size):
                 answers, sent = Ranks(size, evaluate, requests, self.vectors).results()[0]
                 self.assertEqual(sent, 3)  # each vector once, for all requests
@@ -358,7 +358,7 @@ class TrainingTest(unittest.TestCase):
 
     def test_a_group_trains_as_a_single_process_does_with_no_more_bytes(self):
         theta, *bytes_of_one = self.train(0)
-        for size in 2, 3:
+        for size in 2, 3, 4:
             with self.subTest(size):
                 of_group, *bytes_of_group = self.train(size)
                 # Six iterations amplify the rounding of sums in another order, 1e-16; by it one comparison of losses

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import pydoc
 import re
 import textwrap
 import unittest
@@ -69,6 +70,11 @@ class ReferenceTest(unittest.TestCase):
                         bare += [] if told else [f"{name}.{member}"]
         self.assertEqual(bare, [])
         self.assertGreater(seen, 40)
+
+    def test_pages_have_every_public_name(self):
+        for module in self.modules():
+            page = pydoc.HTMLDoc().docmodule(module)  # what python3 -m pydoc -w writes
+            self.assertEqual([name for name, _ in public(module) if f">{name.rpartition('.')[2]}<" not in page], [])
 
     def test_every_argument_is_named(self):
         missing = []
