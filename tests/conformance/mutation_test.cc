@@ -5,6 +5,7 @@
 #include <ostream>
 
 #include "tests/conformance/conform.h"
+#include "tests/conformance/dense_model.h"
 #include "tests/conformance/faulty_model.h"
 #include "tests/conformance/plain_worker.h"
 #include "tests/conformance/small_models.h"
@@ -30,42 +31,6 @@ client::Vector<double> GradientAt(client::Model<double>& model, const client::Ve
   client::Vector<double> gradient(theta.size());
   EXPECT_TRUE(model.Gradient(theta, examples, gradient).ok());
   return gradient;
-}
-
-// Right products, for mistakes that are made of them.
-client::Vector<double> ProductAt(client::Model<double>& model, const Theta& theta, const Examples& examples,
-                                 const client::Vector<double>& v) {
-  client::Vector<double> product(v.size());
-  EXPECT_TRUE((*model.Linearize(theta, examples))->GaussNewtonProduct(v, product).ok());
-  return product;
-}
-
-// J'HJ v of MakeClassifier's network, with a derivative of the hidden units of one's own, a function of their values.
-client::Vector<double> ProductWithDerivative(const std::function<Vector(const Vector&)>& derivative, const Theta& theta,
-                                             const Examples& examples, const Theta& v) {
-  using ConstMatrix = Eigen::Map<const Eigen::MatrixXd>;
-  using ConstVector = Eigen::Map<const Vector>;
-  const RandomSource<double> source(6, 4, 0);
-  const ConstMatrix W1(theta.data(), 8, 6), W2(theta.data() + 56, 4, 8), V1(v.data(), 8, 6), V2(v.data() + 56, 4, 8);
-  const ConstVector b1(theta.data() + 48, 8), b2(theta.data() + 88, 4), c1(v.data() + 48, 8), c2(v.data() + 88, 4);
-  client::Vector<double> product = kL2 * static_cast<double>(examples.size()) * v;
-  Eigen::Map<Eigen::MatrixXd> P1(product.data(), 8, 6), P2(product.data() + 56, 4, 8);
-  Eigen::Map<Vector> q1(product.data() + 48, 8), q2(product.data() + 88, 4);
-  for (const client::IndexRange& range : examples.ranges) {
-    for (int64_t i = range.begin; i < range.end; ++i) {
-      Eigen::MatrixXd x(6, 1);
-      source.Inputs(examples.data, i, x);
-      const Vector hidden = (W1 * x + b1).array().tanh(), slope = derivative(hidden);
-      const Vector exponentials = (W2 * hidden + b2).array().exp(), p = exponentials / exponentials.sum();
-      const Vector Jv = W2 * slope.cwiseProduct(V1 * x + c1) + V2 * hidden + c2;
-      const Vector u = p.cwiseProduct(Jv) - p * p.dot(Jv), back = slope.cwiseProduct(W2.transpose() * u);
-      P1 += back * x.transpose();
-      q1 += back;
-      P2 += u * hidden.transpose();
-      q2 += u;
-    }
-  }
-  return product;
 }
 
 client::Vector<double> Halves(const client::Vector<double>& v) {  // what float16 would leave: 11 bits
@@ -182,50 +147,6 @@ std::vector<ModelMistake> ModelMistakes() {
        "determinism/twice",
        {.product = [calls](client::Model<double>&, const Theta&, const Examples&, const Theta&,
                            Result p) { p *= 1 + 1e-13 * ++*calls; }}},
-      {"ProductWithAWrongDerivativeOfAnActivation",
-       "product/range",
-       {.product =
-            [](client::Model<double>&, const Theta& t, const Examples& e, const Theta& v, Result p) {
-              p = ProductWithDerivative([](const Vector& h) -> Vector { return 1 - h.array().abs(); }, t, e, v);
-            }}},
-      {"ProductWithALayerScaled",
-       "product/range",
-       {.product =
-            [](client::Model<double>& m, const Theta& t, const Examples& e, const Theta& v, Result p) {
-              client::Vector<double> s = client::Vector<double>::Ones(kN);
-              s.head(56).setConstant(0.5);
-              const client::Vector<double> sv = s.cwiseProduct(v);
-              const double l2 = kL2 * static_cast<double>(e.size());
-              p = s.cwiseProduct(ProductAt(m, t, e, sv) - l2 * sv) + l2 * v;
-            }}},
-      {"ProductOfLayersKeptApart",
-       "product/blocks",
-       {.product =
-            [](client::Model<double>& m, const Theta& t, const Examples& e, const Theta& v, Result p) {
-              client::Vector<double> first = v, last = v;
-              first.tail(36).setZero();
-              last.head(56).setZero();
-              const auto G_first = ProductAt(m, t, e, first), G_last = ProductAt(m, t, e, last);
-              p << G_first.head(56), G_last.tail(36);
-            }}},
-      {"ProductOfTheDiagonal",
-       "product/blocks",
-       {.product =
-            [](client::Model<double>& m, const Theta& t, const Examples& e, const Theta& v, Result p) {
-              for (int i = 0; i < kN; ++i) p[i] = v[i] * ProductAt(m, t, e, client::Vector<double>::Unit(kN, i))[i];
-            }}},
-      {"ProductOfTheEmpiricalFisherMatrix",
-       "product/fisher",
-       {.product =
-            [](client::Model<double>& m, const Theta& t, const Examples& e, const Theta& v, Result p) {
-              p = kL2 * static_cast<double>(e.size()) * v;
-              for (const client::IndexRange& range : e.ranges) {
-                for (int64_t i = range.begin; i < range.end; ++i) {
-                  const client::Vector<double> g = GradientAt(m, t, {e.data, {{i, i + 1}}}) - kL2 * t;
-                  p += g * g.dot(v);
-                }
-              }
-            }}},
       {"ProductAtTheFirstPoint",
        "requests/resident-points",
        {.product_theta =
@@ -291,17 +212,87 @@ TEST_P(AModelWith, IsCaughtAndNamed) {
 INSTANTIATE_TEST_SUITE_P(Mutation, AModelWith, ::testing::ValuesIn(ModelMistakes()),
                          [](const auto& info) { return std::string(info.param.name); });
 
-// The product that the mistakes above are made of is right itself.
-TEST(Mutation, TheProductByHandIsRight) {
-  const Mistake none = {.product = [](client::Model<double>&, const Theta& t, const Examples& e, const Theta& v, Result p) {
-    p = ProductWithDerivative([](const Vector& h) -> Vector { return 1 - h.array().square(); }, t, e, v);
-  }};
-  const auto outcomes = Conform(ServiceOf<double>([&]() -> std::unique_ptr<client::Model<double>> {
-                                  return std::make_unique<FaultyModel>(MakeClassifier(kL2), none);
-                                }),
-                                {"product/"});
-  EXPECT_EQ(Print(outcomes, Verdict::kFailed) + Print(outcomes, Verdict::kWarned), "");
+// --- Products of a G that is symmetric, linear and semidefinite, and not J'HJ.
+
+struct AnotherG {
+  const char* name;
+  const char* caught_by;
+  Formulas formulas;
+  friend void PrintTo(const AnotherG& g, std::ostream* out) { *out << g.name; }
+};
+
+std::vector<AnotherG> OtherGs() {
+  const Network network;
+  const Formulas right{network.num_parameters(), network, Softmax, kL2};
+  const auto with = [](Formulas formulas, auto G) {
+    formulas.G = G;
+    return formulas;
+  };
+  // J'HJ of another J than the gradient's; the outputs are right.
+  const auto of = [&](Formulas formulas, Network other, std::function<double(double)> slope) {
+    other.slope = std::move(slope);
+    return with(formulas, [formulas, other](const Vector& theta, int64_t i) -> Eigen::MatrixXd {
+      const Outputs outputs = other(theta, i);
+      return outputs.J.transpose() * formulas.loss(outputs.f, i).H * outputs.J;
+    });
+  };
+  const auto G = [right, network](const Vector& theta, int64_t i) -> Eigen::MatrixXd {
+    const Outputs outputs = network(theta, i);
+    return outputs.J.transpose() * right.loss(outputs.f, i).H * outputs.J;
+  };
+  const auto by_layers = [G, first = network.first_layer()](const Vector& theta, int64_t i) {
+    Eigen::MatrixXd blocks = G(theta, i);
+    blocks.topRightCorner(first, blocks.cols() - first).setZero();
+    blocks.bottomLeftCorner(blocks.rows() - first, first).setZero();
+    return blocks;
+  };
+  const auto diagonal = [G](const Vector& theta, int64_t i) -> Eigen::MatrixXd {
+    return G(theta, i).diagonal().asDiagonal();
+  };
+  const auto fisher = [right](const Vector& theta, int64_t i) -> Eigen::MatrixXd {
+    const Outputs outputs = right.outputs(theta, i);
+    const Vector g = outputs.J.transpose() * right.loss(outputs.f, i).e;
+    return g * g.transpose();
+  };
+  Formulas without_regulariser = right;
+  without_regulariser.l2 = 0;
+  const Network one_output{.outputs = 1};
+  const Formulas regression{one_output.num_parameters(), one_output, SquaredError};
+  const auto forgot_the_square = [](double h) { return 1 - h; };
+  const auto halved = [](double h) { return (1 - h * h) / 2; };
+  return {{"ADerivativeOfTheActivation", "product/range", of(right, network, forgot_the_square)},
+          {"TheDerivativeOfAnotherActivation", "product/range",
+           of(without_regulariser, network, [](double h) { return (1 + h) * (1 - h) / 4 * (3 - h); })},
+          {"ADerivativeOfTheActivationIgnored", "product/range", of(regression, one_output, [](double) { return 1; })},
+          {"AHiddenLayerHalved", "product/range", of(right, network, halved)},
+          {"AHiddenLayerHalvedBeforeOneOutput", "product/range", of(regression, one_output, halved)},
+          {"BlocksByLayers", "product/blocks", with(right, by_layers)},
+          {"TheDiagonalAlone", "product/blocks", with(without_regulariser, diagonal)},
+          {"TheDiagonalAndTheRegulariser", "product/blocks", with(right, diagonal)},
+          {"TheFisherMatrix", "product/fisher", with(without_regulariser, fisher)},
+          {"TheFisherMatrixAndTheRegulariser", "product/fisher", with(right, fisher)}};
 }
+
+class AProductOf : public ::testing::TestWithParam<AnotherG> {};
+
+template <typename Scalar>
+void ExpectCaughtAndNamed(const AnotherG& g) {
+  const auto outcomes =
+      Conform(ServiceOf<Scalar>([&] { return std::make_unique<DenseModel<Scalar>>(g.formulas); }), {"product/"});
+  for (const char* name : {"product/symmetric", "product/linear", "product/semidefinite"}) {
+    EXPECT_EQ(outcomes.at(name).verdict, Verdict::kPassed) << outcomes.at(name).detail;
+  }
+  EXPECT_EQ(outcomes.at(g.caught_by).verdict, Verdict::kFailed)
+      << outcomes.at(g.caught_by).detail << "\nothers:\n"
+      << Print(outcomes, Verdict::kFailed);
+  ::testing::Test::RecordProperty("detail", outcomes.at(g.caught_by).detail);
+}
+
+TEST_P(AProductOf, IsCaughtAndNamed) { ExpectCaughtAndNamed<double>(GetParam()); }
+TEST_P(AProductOf, IsCaughtAndNamedInFloat32) { ExpectCaughtAndNamed<float>(GetParam()); }
+
+INSTANTIATE_TEST_SUITE_P(Mutation, AProductOf, ::testing::ValuesIn(OtherGs()),
+                         [](const auto& info) { return std::string(info.param.name); });
 
 // --- Mistakes of conversations.
 

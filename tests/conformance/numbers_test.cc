@@ -39,21 +39,68 @@ TEST(Extrapolate, IsExactWhereNothingChanges) {
   EXPECT_EQ(line.slope.error, 0);
 }
 
+// Symmetric, with these eigenvalues, and zeros for the rest; its eigenvectors.
+struct Spectrum {
+  Eigen::MatrixXd matrix, vectors;
+  Spectrum(int n, const std::vector<double>& eigenvalues) {
+    Eigen::MatrixXd random(n, n);
+    for (int j = 0; j < n; ++j) random.col(j) = NormalVector(n, j + 1);
+    vectors = Eigen::HouseholderQR<Eigen::MatrixXd>(random).householderQ();
+    Vector diagonal = Vector::Zero(n);
+    for (size_t i = 0; i < eigenvalues.size(); ++i) diagonal[i] = eigenvalues[i];
+    matrix = vectors * diagonal.asDiagonal() * vectors.transpose();
+  }
+  absl::StatusOr<Vector> operator()(const Vector& v) const { return Vector(matrix * v); }
+};
+
+TEST(DistanceFromRange, IsThePartInTheNullSpace) {
+  const Spectrum a(30, {5, 2, 0.5, -1, -4});
+  const Vector inside = a.vectors.leftCols(5) * NormalVector(5, 9), outside = a.vectors.col(17);
+  for (const double part : {0., 1e-3, 0.7}) {
+    const auto distance = DistanceFromRange(a, Vector(inside + part * outside), 20, 1e-11);
+    ASSERT_TRUE(distance.ok());
+    EXPECT_TRUE(distance->is_exhausted);
+    EXPECT_EQ(distance->dimension, part > 0 ? 6 : 5);
+    EXPECT_NEAR(distance->distance, part / std::hypot(inside.norm(), part), 1e-12);
+    EXPECT_GT(distance->scale, 1);
+    EXPECT_LE(distance->scale, 5 + 1e-12);
+  }
+}
+
+TEST(DistanceFromRange, TakesWhatIsSmallAgainstTheScaleForRounding) {
+  const Spectrum a(30, {5, 1e-6});
+  const Vector start = a.vectors.col(0) + a.vectors.col(1);
+  EXPECT_EQ(DistanceFromRange(a, start, 20, 1e-11)->distance, 0);
+  EXPECT_NEAR(DistanceFromRange(a, start, 20, 1e-11, 1e6)->distance, std::sqrt(0.5), 1e-6);
+}
+
+TEST(DistanceFromRange, IsUnknownBeforeTheSpaceIsExhausted) {
+  const Spectrum a(30, {5, 2, 0.5, -1, -4});
+  const auto distance = DistanceFromRange(a, NormalVector(30, 99), 5, 1e-11);
+  ASSERT_TRUE(distance.ok());
+  EXPECT_FALSE(distance->is_exhausted);
+  EXPECT_EQ(distance->dimension, 5);
+}
+
+TEST(DistanceFromRange, IsKnownWhereTheSpaceIsTheWholeSpace) {
+  const Spectrum a(4, {3, 2, 1, -1});
+  const auto distance = DistanceFromRange(a, NormalVector(4, 99), 100, 1e-11);
+  ASSERT_TRUE(distance.ok());
+  EXPECT_TRUE(distance->is_exhausted);
+  EXPECT_EQ(distance->distance, 0);
+}
+
 TEST(LanczosExtremes, FindsBothEndsOfASpectrum) {
   // Diagonal in a random basis, with one negative eigenvalue.
   const int n = 40;
   Vector eigenvalues = Vector::LinSpaced(n, 0.5, 9);
   eigenvalues[7] = -3;
-  Eigen::MatrixXd random(n, n);
-  for (int j = 0; j < n; ++j) random.col(j) = NormalVector(n, j + 1);
-  const Eigen::MatrixXd q = Eigen::HouseholderQR<Eigen::MatrixXd>(random).householderQ();
-  const Eigen::MatrixXd a = q * eigenvalues.asDiagonal() * q.transpose();
-  const auto extremes = LanczosExtremes([&](const Vector& v) -> absl::StatusOr<Vector> { return Vector(a * v); },
-                                        NormalVector(n, 99), 30);
+  const Spectrum a(n, {eigenvalues.begin(), eigenvalues.end()});
+  const auto extremes = LanczosExtremes(a, NormalVector(n, 99), 30);
   ASSERT_TRUE(extremes.ok());
   EXPECT_NEAR(extremes->smallest, -3, 1e-6);
   EXPECT_NEAR(extremes->largest, 9, 1e-3);
-  EXPECT_NEAR(extremes->smallest_vector.dot(a * extremes->smallest_vector), extremes->smallest, 1e-9);
+  EXPECT_NEAR(extremes->smallest_vector.dot(a.matrix * extremes->smallest_vector), extremes->smallest, 1e-9);
 }
 
 TEST(LanczosExtremes, StopsWhereTheSpaceIsExhausted) {
@@ -62,41 +109,6 @@ TEST(LanczosExtremes, StopsWhereTheSpaceIsExhausted) {
   ASSERT_TRUE(extremes.ok());
   EXPECT_NEAR(extremes->smallest, 2, 1e-12);
   EXPECT_NEAR(extremes->largest, 2, 1e-12);
-}
-
-// A of rank 5 with eigenvalues of both signs in 30 dimensions; b with a part beside the range, or without.
-TEST(DistanceFromRange, IsThatOfADenseMatrix) {
-  const int n = 30, rank = 5;
-  Eigen::MatrixXd factor(n, rank);
-  for (int j = 0; j < rank; ++j) factor.col(j) = NormalVector(n, j + 1);
-  const Eigen::MatrixXd q = Eigen::HouseholderQR<Eigen::MatrixXd>(factor).householderQ() * Eigen::MatrixXd::Identity(n, rank);
-  const Vector eigenvalues{{3, -2, 1, -1e-3, 1e-6}};
-  const Eigen::MatrixXd a = q * eigenvalues.asDiagonal() * q.transpose();
-  const auto apply = [&](const Vector& v) -> absl::StatusOr<Vector> { return Vector(a * v); };
-  const Vector b = NormalVector(n, 77), inside = q * (q.transpose() * b), beside = b - inside;
-
-  const auto in_range = DistanceFromRange(apply, inside, 30, 1e-11);
-  ASSERT_TRUE(in_range.ok());
-  EXPECT_LT(in_range->residual, 1e-9);
-  EXPECT_EQ(in_range->dimension, rank);
-  EXPECT_TRUE(in_range->exhausted);
-
-  const auto outside = DistanceFromRange(apply, b, 30, 1e-11);
-  ASSERT_TRUE(outside.ok());
-  EXPECT_NEAR(outside->residual, beside.norm() / b.norm(), 1e-9);
-  EXPECT_EQ(outside->dimension, rank + 1);
-  EXPECT_TRUE(outside->exhausted);
-
-  const auto cut = DistanceFromRange(apply, b, 3, 1e-11);
-  ASSERT_TRUE(cut.ok());
-  EXPECT_FALSE(cut->exhausted);
-  EXPECT_GT(cut->residual, outside->residual);
-
-  // Of a zero matrix nothing is in the range.
-  const auto zero = DistanceFromRange([&](const Vector& v) -> absl::StatusOr<Vector> { return Vector(0 * v); }, b, 30, 1e-11);
-  ASSERT_TRUE(zero.ok());
-  EXPECT_EQ(zero->residual, 1);
-  EXPECT_TRUE(zero->exhausted);
 }
 
 TEST(LargestCluster, GroupsWhatAgreesWithinTolerances) {

@@ -1,7 +1,6 @@
 #ifndef HFOPT_TESTS_CONFORMANCE_SMALL_MODELS_H_
 #define HFOPT_TESTS_CONFORMANCE_SMALL_MODELS_H_
 
-#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <string>
@@ -132,81 +131,6 @@ class LinearLeastSquares final : public client::Model<Scalar> {
   }
 
   const int64_t n_;
-};
-
-// Example i has `outputs` residuals r = A_i theta - b_i, each with Huber's loss: r^2 / 2 up to |r| = `bend`, straight
-// from there. Where `separate`, output k depends on its own part of theta alone.
-class LinearOutputs final : public client::Model<double> {
- public:
-  LinearOutputs(int64_t n, int64_t outputs, double bend, bool separate = false)
-      : n_(n), outputs_(outputs), bend_(bend), separate_(separate) {}
-  int64_t num_parameters() const override { return n_; }
-  int64_t num_examples(client::DataSet data) const override { return data == client::DataSet::kTraining ? 40 : 11; }
-  std::string signature() const override { return "linear outputs"; }
-  absl::StatusOr<client::LossSum> Loss(const client::ConstVectorRef<double>& theta,
-                                       const client::Examples& examples) override {
-    client::LossSum sum;
-    ForEach(examples, [&](const Vector& a, double b) {
-      const double r = a.dot(theta) - b;
-      sum.loss += std::abs(r) <= bend_ ? r * r / 2 : bend_ * (std::abs(r) - bend_ / 2);
-    });
-    sum.weight = static_cast<double>(examples.size());
-    return sum;
-  }
-  absl::StatusOr<client::LossSum> Gradient(const client::ConstVectorRef<double>& theta,
-                                           const client::Examples& examples,
-                                           client::VectorRef<double> gradient) override {
-    gradient.setZero();
-    ForEach(examples, [&](const Vector& a, double b) { gradient += std::clamp(a.dot(theta) - b, -bend_, bend_) * a; });
-    return Loss(theta, examples);
-  }
-  absl::StatusOr<std::unique_ptr<client::Linearization<double>>> Linearize(const client::ConstVectorRef<double>& theta,
-                                                                           const client::Examples& examples) override {
-    Eigen::MatrixXd g = Eigen::MatrixXd::Zero(n_, n_);
-    ForEach(examples, [&](const Vector& a, double b) {
-      if (std::abs(a.dot(theta) - b) <= bend_) g += a * a.transpose();
-    });
-    return std::make_unique<Curvature>(std::move(g), static_cast<double>(examples.size()));
-  }
-
- private:
-  class Curvature final : public client::Linearization<double> {
-   public:
-    Curvature(Eigen::MatrixXd g, double weight) : g_(std::move(g)), weight_(weight) {}
-    absl::Status GaussNewtonProduct(const client::ConstVectorRef<double>& v,
-                                    client::VectorRef<double> product) override {
-      product = g_ * v;
-      return absl::OkStatus();
-    }
-    double weight() const override { return weight_; }
-
-   private:
-    const Eigen::MatrixXd g_;
-    const double weight_;
-  };
-
-  template <typename Function>
-  void ForEach(const client::Examples& examples, Function f) const {
-    for (const client::IndexRange& range : examples.ranges) {
-      for (int64_t i = range.begin; i < range.end; ++i) {
-        for (int64_t k = 0; k < outputs_; ++k) {
-          const Vector numbers =
-              NormalVector(n_ + 1, i * outputs_ + k + (examples.data == client::DataSet::kHeldOut ? 90'000 : 0));
-          Vector a = numbers.head(n_);
-          if (separate_) {
-            const int64_t part = n_ / outputs_;
-            a.head(k * part).setZero();
-            a.tail(n_ - (k + 1) * part).setZero();
-          }
-          f(a, numbers[n_]);
-        }
-      }
-    }
-  }
-
-  const int64_t n_, outputs_;
-  const double bend_;
-  const bool separate_;
 };
 
 // Example i is an observation of exp(-theta_0^2 t) cos(theta_1 t) + theta_2 theta_3 sin(t) at t = i / 10, by least

@@ -57,7 +57,7 @@ std::vector<Case> RequestCases();      // request_cases.cc: ids, points, windows
 std::vector<Case> WindowCases();       // window_cases.cc: which examples; sums and weights
 std::vector<Case> DerivativeCases();   // derivative_cases.cc: gradient and second moment
 std::vector<Case> CurvatureCases();    // curvature_cases.cc: the Gauss-Newton product
-std::vector<Case> StructureCases();    // structure_cases.cc: that it is J'HJ, with the gradient's J
+std::vector<Case> RangeCases();        // range_cases.cc: the product beside the gradients of single examples
 std::vector<Case> DeterminismCases();  // determinism_cases.cc: equal questions, equal bits
 std::vector<Case> SessionCases();      // session_cases.cc: leases, flow, broken streams, the end
 

@@ -84,6 +84,7 @@ absl::StatusOr<Outcome> Semidefinite(Lab& lab) {
     const Window window = lab.Training(k == 1 ? 3 : lab.options().examples);
     HFOPT_ASSIGN_OR_RETURN(const Extremes extremes,
                            LanczosExtremes(OperatorAt(*session, theta, window), lab.Direction(70 + k), kSteps));
+    if (extremes.smallest == 0 && extremes.largest == 0) continue;  // a loss that is linear in all outputs here
     const double ratio = extremes.smallest / std::max(std::abs(extremes.largest), std::abs(extremes.smallest));
     lowest = std::min(lowest, ratio);
     if (!(ratio >= -lab.limit(1e-9, 1e-4))) {

@@ -161,11 +161,11 @@ void Dialogue::Release(const std::vector<std::string>& names) {
   v1::SessionResponse message;
   for (const std::string& name : names) message.mutable_release()->add_vectors(name);
   Send(message);
-  for (const std::string& name : names) resident_.erase(name);
 }
 
 void Dialogue::ReleaseResidents() {
   if (!resident_.empty()) Release({resident_.begin(), resident_.end()});
+  resident_.clear();
 }
 
 // -------------------------------------------------------------------------------------------------------------------

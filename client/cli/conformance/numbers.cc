@@ -5,7 +5,6 @@
 #include <limits>
 
 #include "Eigen/Eigenvalues"
-#include "Eigen/QR"
 #include "client/models/status_macros.h"
 
 namespace hfopt::conformance {
@@ -82,74 +81,78 @@ LineDerivatives Extrapolate(double h, const std::vector<double>& losses, double 
 
 namespace {
 
-// AV = VT + beta_m v_{m+1} e_m' for orthonormal V = (v_1 .. v_m) and a tridiagonal T.
-struct Lanczos {
-  Eigen::MatrixXd basis;            // V
-  std::vector<double> alpha, beta;  // diagonal of T; beside it, and beta_m
-  bool exhausted = false;           // beta_m is 0
+using Operator = absl::FunctionRef<absl::StatusOr<Vector>(const Vector&)>;
+
+// A in the space of start, A start, A^2 start, ...: tridiagonal in an orthonormal basis whose first vector is along
+// `start`.
+struct Krylov {
+  Eigen::MatrixXd basis;
+  Vector diagonal, off_diagonal;
+  double scale = 0;           // the largest |Av| of the basis
+  bool is_exhausted = false;  // A leads out of the space no longer: beyond it is `tolerance` of `scale` at most
 };
 
-// Lanczos' iteration with full reorthogonalization. A beta that is at most `rounding` times the largest |Av_k| is 0.
-absl::StatusOr<Lanczos> Iterate(absl::FunctionRef<absl::StatusOr<Vector>(const Vector&)> apply, const Vector& start,
-                                int64_t steps, double rounding) {
-  steps = std::min<int64_t>(steps, start.size());
-  Lanczos lanczos;
-  Eigen::MatrixXd& basis = lanczos.basis;
-  basis.resize(start.size(), steps);
+absl::StatusOr<Krylov> Lanczos(Operator apply, const Vector& start, int steps, double tolerance, double scale) {
+  const int64_t n = start.size();
+  steps = static_cast<int>(std::min<int64_t>(steps, n));
+  Krylov result{.basis = Eigen::MatrixXd(n, steps), .scale = scale};
+  std::vector<double> alpha, beta;
   Vector q = start.normalized();
-  double scale = 0;
-  for (int64_t k = 0; k < steps; ++k) {
-    basis.col(k) = q;
+  for (int k = 0; k < steps; ++k) {
+    result.basis.col(k) = q;
     HFOPT_ASSIGN_OR_RETURN(Vector next, apply(q));
-    lanczos.alpha.push_back(q.dot(next));
-    scale = std::max(scale, next.norm());
-    const auto known = basis.leftCols(k + 1);
+    alpha.push_back(q.dot(next));
+    result.scale = std::max(result.scale, next.norm());
+    const auto known = result.basis.leftCols(k + 1);
     for (int pass = 0; pass < 2; ++pass) {
       const Vector overlap = known.transpose() * next;
       next -= known * overlap;
     }
     const double length = next.norm();
-    lanczos.exhausted = k + 1 == start.size() || !(length > rounding * scale);
-    lanczos.beta.push_back(lanczos.exhausted ? 0 : length);
-    if (lanczos.exhausted) break;
+    result.is_exhausted = length <= tolerance * result.scale || k + 1 == n;
+    if (!(length > tolerance * result.scale) || k + 1 == steps) break;
+    beta.push_back(length);
     q = next / length;
   }
-  basis.conservativeResize(Eigen::NoChange, lanczos.alpha.size());
-  return lanczos;
+  const int m = static_cast<int>(alpha.size());
+  result.basis.conservativeResize(Eigen::NoChange, m);
+  result.diagonal = Eigen::Map<const Vector>(alpha.data(), m);
+  result.off_diagonal = Eigen::Map<const Vector>(beta.data(), m - 1);
+  return result;
+}
+
+Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> RitzPairs(const Krylov& space) {
+  Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen;
+  eigen.computeFromTridiagonal(space.diagonal, space.off_diagonal);
+  return eigen;
 }
 
 }  // namespace
 
-absl::StatusOr<Extremes> LanczosExtremes(absl::FunctionRef<absl::StatusOr<Vector>(const Vector&)> apply,
-                                         const Vector& start, int steps) {
-  HFOPT_ASSIGN_OR_RETURN(const Lanczos lanczos, Iterate(apply, start, steps, 1e-12));
-  const auto m = static_cast<int64_t>(lanczos.alpha.size());
-  Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen;
-  eigen.computeFromTridiagonal(Eigen::Map<const Vector>(lanczos.alpha.data(), m),
-                               Eigen::Map<const Vector>(lanczos.beta.data(), m - 1));
+absl::StatusOr<Extremes> LanczosExtremes(Operator apply, const Vector& start, int steps) {
+  HFOPT_ASSIGN_OR_RETURN(const Krylov space, Lanczos(apply, start, steps, 1e-12, 0));
+  const auto eigen = RitzPairs(space);
+  const int64_t last = space.diagonal.size() - 1;
   return Extremes{.smallest = eigen.eigenvalues()[0],
-                  .largest = eigen.eigenvalues()[m - 1],
-                  .smallest_vector = lanczos.basis * eigen.eigenvectors().col(0),
-                  .largest_vector = lanczos.basis * eigen.eigenvectors().col(m - 1)};
+                  .largest = eigen.eigenvalues()[last],
+                  .smallest_vector = space.basis * eigen.eigenvectors().col(0),
+                  .largest_vector = space.basis * eigen.eigenvectors().col(last)};
 }
 
-absl::StatusOr<RangeDistance> DistanceFromRange(absl::FunctionRef<absl::StatusOr<Vector>(const Vector&)> apply,
-                                                const Vector& b, int64_t max_steps, double rounding) {
-  HFOPT_ASSIGN_OR_RETURN(const Lanczos lanczos, Iterate(apply, b, max_steps, rounding));
-  const auto m = static_cast<int64_t>(lanczos.alpha.size());
-  // b - AVy = (v_1 .. v_{m+1}) (|b| e_1 - Ty), T with beta_m below its last row.
-  Eigen::MatrixXd t = Eigen::MatrixXd::Zero(m + 1, m);
-  for (int64_t k = 0; k < m; ++k) {
-    t(k, k) = lanczos.alpha[k];
-    t(k + 1, k) = lanczos.beta[k];
-    if (k + 1 < m) t(k, k + 1) = lanczos.beta[k];
+absl::StatusOr<RangeDistance> DistanceFromRange(Operator apply, const Vector& start, int steps, double tolerance,
+                                                double scale) {
+  HFOPT_ASSIGN_OR_RETURN(const Krylov space, Lanczos(apply, start, steps, tolerance, scale));
+  RangeDistance result{
+      .dimension = static_cast<int>(space.diagonal.size()), .is_exhausted = space.is_exhausted, .scale = space.scale};
+  if (!space.is_exhausted) return result;
+  // A maps the space into itself, so that what is nearest to `start` lies in it.
+  const auto eigen = RitzPairs(space);
+  for (int i = 0; i < result.dimension; ++i) {
+    if (std::abs(eigen.eigenvalues()[i]) <= tolerance * space.scale) {
+      result.distance = std::hypot(result.distance, eigen.eigenvectors()(0, i));
+    }
   }
-  const Vector e1 = Vector::Unit(m + 1, 0);
-  Eigen::CompleteOrthogonalDecomposition<Eigen::MatrixXd> least_squares;
-  least_squares.setThreshold(rounding);
-  least_squares.compute(t);
-  const Vector y = least_squares.solve(e1);
-  return RangeDistance{.residual = (e1 - t * y).norm(), .dimension = m, .exhausted = lanczos.exhausted};
+  return result;
 }
 
 std::vector<int> LargestCluster(const std::vector<double>& values, const std::vector<double>& tolerances,

@@ -41,16 +41,18 @@ struct Extremes {
 absl::StatusOr<Extremes> LanczosExtremes(absl::FunctionRef<absl::StatusOr<Vector>(const Vector&)> apply,
                                          const Vector& start, int steps);
 
-// How far b is from the range of a symmetric operator A, with residuals on b's Krylov space (MINRES; Paige & Saunders
-// 1975), which is enough to know it: b, Ab, A^2 b, ... meet every eigenvector that b has a part in.
+// How far `start` is from the range of a symmetric operator A: the least |start - Ax| / |start|, which is the part of
+// `start` in the null space of A. Lanczos' iteration finds it once the space of start, A start, A^2 start, ... is
+// exhausted.
 struct RangeDistance {
-  double residual = 1;     // the least |b - Ax| / |b|
-  int64_t dimension = 0;   // of the space
-  bool exhausted = false;  // else there are directions left, for which `max_steps` were not enough
+  double distance = 0;        // known where the space is exhausted
+  int dimension = 0;          // of the space
+  bool is_exhausted = false;  // in `steps` steps
+  double scale = 0;           // the largest |Av| of a unit vector that was seen, or the given one
 };
-// Eigenvalues below `rounding` times the largest one are taken for 0.
+// What is below `tolerance` times the scale counts as rounding. Where A is a difference, its parts give the `scale`.
 absl::StatusOr<RangeDistance> DistanceFromRange(absl::FunctionRef<absl::StatusOr<Vector>(const Vector&)> apply,
-                                                const Vector& b, int64_t max_steps, double rounding);
+                                                const Vector& start, int steps, double tolerance, double scale = 0);
 
 // The largest group of indices whose values agree: value[i] within tolerance[i] + tolerance[center] of a center's.
 // Indices are skipped where use[i] is false.

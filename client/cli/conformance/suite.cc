@@ -29,7 +29,7 @@ void SayFarewell(Lab& lab) {
 std::vector<Case> AllCases() {
   std::vector<Case> all;
   for (const auto group : {HelloCases, VectorCases, RequestCases, WindowCases, DerivativeCases, CurvatureCases,
-                           StructureCases, DeterminismCases, SessionCases}) {
+                           RangeCases, DeterminismCases, SessionCases}) {
     for (Case& one : group()) all.push_back(std::move(one));
   }
   return all;
