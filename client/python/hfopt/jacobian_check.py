@@ -13,22 +13,25 @@ Function = Callable[[Array], Array]
 
 class Pair:
     """delta = g_a / w_a - g_b / w_b and D = G_a / w_a - G_b / w_b of examples a and b: a regulariser, which is
-    proportional to the weight, cancels in both. `scale` is how large the parts of a difference are."""
+    proportional to the weight, cancels in both. `scale` is how large the parts of the last difference are."""
 
     def __init__(self, gradients: List[Function], products: List[Function], theta: Array):
         self._gradients, self._products, self._type = gradients, products, theta.dtype
-        self.delta = self.gradient(theta)
         self.scale = 0.0
+        self.delta = self.gradient(theta)
+        self.delta_scale = self.scale
 
     def gradient(self, theta: Array) -> Array:
         """delta at another theta; `gradients` are per weight, as `products` are."""
-        a, b = (np.asarray(f(theta), np.float64) for f in self._gradients)
-        return a - b
+        return self._difference(self._gradients, theta)
 
     def product(self, v: Array) -> Array:
         """D v."""
-        a, b = (np.asarray(f(v.astype(self._type)), np.float64) for f in self._products)
-        self.scale = np.linalg.norm(a) + np.linalg.norm(b)
+        return self._difference(self._products, v.astype(self._type))
+
+    def _difference(self, functions: List[Function], at: Array) -> Array:
+        a, b = (np.asarray(f(at), np.float64) for f in functions)
+        self.scale = float(np.linalg.norm(a) + np.linalg.norm(b))
         return a - b
 
 
@@ -61,10 +64,10 @@ def range_error(pairs: List[Pair], steps: int, rounding: float, limit: float) ->
     deltas in the range)."""
     outside = []
     for pair in pairs:
-        size = np.linalg.norm(pair.delta)
-        if not 0 < size < np.inf:
+        length = np.linalg.norm(pair.delta)
+        if not rounding * pair.delta_scale < length < np.inf:
             continue
-        first = np.linalg.norm(pair.product(pair.delta / size))
+        first = np.linalg.norm(pair.product(pair.delta / length))
         scale = pair.scale
         if not rounding * scale < first < np.inf:
             continue

@@ -99,9 +99,11 @@ class Bench:
     def measure_systems(self):
         """CG iterations to relative residuals with and without the L-BFGS preconditioner, where training by ours has got to."""
         done = self.train("ours to the end", self.task.preset, (), self.seeds[0])
-        # lambda moves over decades from one iteration to the next: the middle of the last twenty that took a step. Where nothing more is to be had,
-        # rejections raise it until a solve is a gradient step.
-        damping = statistics.median([i["damping"] for i in done.iterations() if i["accepted"]][-20:])
+        # lambda moves over decades from one iteration to the next: the middle of the last twenty that took a step, up to where the loss is within a
+        # thousandth of the best. Where nothing more is to be had, rejections raise it until a solve is a gradient step.
+        losses = [float(i["held_out_loss"]) for i in done.iterations()]
+        end = next(k for k, loss in enumerate(losses) if loss <= min(losses) + 1e-3 * abs(min(losses)))
+        damping = statistics.median([i["damping"] for i in done.iterations()[:end + 1] if i["accepted"]][-20:])
         command = [*self.one_core, str(self.build / "tests" / "bench" / "hfopt_preconditioner_bench"), str(done.parameters),
                    str(damping), done.iterations()[-1]["curvature_examples"], "--element-type", self.task.element_type, *self.task.model,
                    "--data-seed", str(self.seeds[0])]
@@ -254,7 +256,12 @@ def main():
     report.write_page(bench.build, page, title, subtitle, tables, shown)
     log(f"\npage: {page}")
     charts = bench.work / "report.svg"
-    log(f"charts: {charts}" if report.write_charts(charts, f"{title} ({machine()})", shown) else "charts: skipped, Matplotlib is not installed")
+    if not shown:
+        log("charts: none of systems alone")
+    elif report.write_charts(charts, f"{title} ({machine()})", shown):
+        log(f"charts: {charts}")
+    else:
+        log("charts: skipped, Matplotlib is not installed")
     if arguments.json:
         everything = {**last, "machine": machine(), "commit": commit(), "arguments": sys.argv[1:], "tables": tables,
                       "trainings": [{"name": t.name, "seed": t.seed, "setting": t.setting, "figures": t.figures,
