@@ -182,8 +182,12 @@ class _Residuals:
         is_pair = isinstance(jac, (tuple, list)) and len(jac) == 2 and all(map(callable, jac))
         if not (isinstance(jac, str) or callable(jac) or is_pair):
             raise TypeError(
-                f"jac is {type(jac).__name__}; allowed: a function of x that answers the Jacobian there (for a constant "
-                "A: lambda x: A), a pair of functions (jvp, vjp), or \"2-point\"")
+                f"jac is {type(jac).__name__}; allowed: a function of x that answers the Jacobian there (for a "
+                "constant A: lambda x: A), a pair of functions (jvp, vjp), or \"2-point\"")
+        if not callable(fun):
+            raise TypeError(
+                f"fun is {type(fun).__name__}; give a function of x that answers the residuals there: "
+                "lambda x: A @ x - b")
         self._fun, self._jac, self._args, self._kwargs = fun, jac, args, kwargs
         self._x0 = np.array(x0, dtype=np.float64)
         self._n = self._x0.size
@@ -233,7 +237,7 @@ class _Residuals:
     def linearized(self, x: Array) -> Tuple[Products, Products]:
         """v -> J v and u -> J'u at x."""
         self.njev += 1
-        if isinstance(self._jac, tuple):
+        if isinstance(self._jac, (tuple, list)):
             jvp, vjp = self._jac
             return (lambda v: self._checked(jvp(x, v, *self._args, **self._kwargs), self._m, "jvp"),
                     lambda u: self._checked(vjp(x, u, *self._args, **self._kwargs), self._n, "vjp"))

@@ -79,7 +79,11 @@ def with_port(address: str) -> str:
     if address.startswith(("unix:", "unix-abstract:")) or "://" in rest:
         return address
     host = f"[{rest}]" if rest.count(":") > 1 and not rest.startswith("[") else rest
-    return scheme + host + ("" if ":" in host.rpartition("]")[2] else f":{DEFAULT_PORT}")
+    name, colon, port = host.rpartition(":") if ":" in host.rpartition("]")[2] else (host, "", "")
+    if not name or (colon and not port.isdecimal()):
+        raise Error(f"server is \"{address}\"; give HOST, HOST:PORT or unix:PATH (without a port: {DEFAULT_PORT})",
+                    "INVALID_ARGUMENT")
+    return scheme + host + ("" if colon else f":{DEFAULT_PORT}")
 
 
 def _split_scheme(address: str) -> Tuple[str, str]:
