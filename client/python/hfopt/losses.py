@@ -28,7 +28,7 @@ import sys
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 Array = Any  # a torch.Tensor or a jax.Array
-Terms = Tuple[Array, Array, Dict[str, Array]]
+Terms = Tuple[Array, Array, Dict[str, Array]]  # losses, weights, metrics, all of shape (examples,)
 
 
 class _Torch:

@@ -10,7 +10,7 @@ import numpy as np
 from .model import Array
 from .training import Callback, Result, fit
 
-Products = Callable[[Array], Array]
+Products = Callable[[Array], Array]  # v -> G v, both of the shape (n,)
 
 
 class FunctionModel:
@@ -102,8 +102,8 @@ def least_squares_model(fun: Callable[..., Any], x0: Any, jac: Any, *, args: Tup
 class LeastSquaresResult(Result):
     """A Result under the names of scipy.optimize.OptimizeResult as well."""
     fun: Any = None  # residuals at x
-    nfev: int = 0
-    njev: int = 0
+    nfev: int = 0  # calls of fun
+    njev: int = 0  # points at which the Jacobian, or its products, were taken
 
     @property
     def x(self) -> Array:

@@ -15,15 +15,14 @@ DEFAULT_PORT = 7447  # hfopt-server's
 
 @dataclass(frozen=True)
 class Security:
-    """By default neither, in plaintext. Files are PEM, and read when a connection is made; the token's at each call, so
-    that it may change."""
+    """TLS, certificates and a token for the connections to a server; by default none of them, in plaintext. Files are PEM,
+    and read when a connection is made; the token's at each call, so that it may change."""
     tls: bool = False  # with this alone, the server's certificate must come from a CA that the system trusts
     ca_file: Optional[str] = None  # or from one of these; takes TLS
     cert_file: Optional[str] = None  # the client's own certificate with its chain, and its key; both or none, with TLS
-    key_file: Optional[str] = None
-    # To show with each call ("authorization: Bearer TOKEN"), or the file that holds it.
-    token: Optional[str] = field(default=None, repr=False)
-    token_file: Optional[str] = None
+    key_file: Optional[str] = None  # of cert_file
+    token: Optional[str] = field(default=None, repr=False)  # shown with each call, "authorization: Bearer TOKEN"
+    token_file: Optional[str] = None  # or the file that holds it
     insecure: bool = False  # send the token to another machine without TLS
 
     @staticmethod

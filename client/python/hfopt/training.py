@@ -56,10 +56,10 @@ class Result:
     iteration: int  # after which they were
     held_out_loss: float  # at them, a mean
     reason: str  # why it ended: "converged", "held_out_stalled", "target_reached", "interrupted", ...
-    detail: str
-    history: History
+    detail: str  # the same in words
+    history: History  # a report for each iteration
     seconds: float  # of wall time, over all processes that ran this run
-    run_id: str
+    run_id: str  # at its server
     model: Model = field(repr=False)
     directory: Optional[str] = None  # where the run lies; None when it is gone, or on a remote server
 

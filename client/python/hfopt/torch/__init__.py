@@ -772,4 +772,4 @@ def _torch(dtype: Any) -> torch.dtype:
     return torch.float64 if np.dtype(dtype) == np.float64 else torch.float32
 
 
-as_model = TorchModel
+as_model = TorchModel  # the usual name: the arguments are those of TorchModel
