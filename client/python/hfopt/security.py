@@ -15,8 +15,8 @@ DEFAULT_PORT = 7447  # hfopt-server's
 
 @dataclass(frozen=True)
 class Security:
-    """TLS, certificates and a token for the connections to a server; by default none of them, in plaintext. Files are PEM,
-    and read when a connection is made; the token's at each call, so that it may change."""
+    """TLS, certificates and a token for the connections to a server; by default none of them, in plaintext. Files are
+    PEM, and read when a connection is made; the token's at each call, so that it may change."""
     tls: bool = False  # with this alone, the server's certificate must come from a CA that the system trusts
     ca_file: Optional[str] = None  # or from one of these; takes TLS
     cert_file: Optional[str] = None  # the client's own certificate with its chain, and its key; both or none, with TLS
