@@ -106,7 +106,8 @@ def main():
 
     result = hfopt.fit(model, preset="deterministic", max_seconds=flags.max_seconds, seed=flags.seed, callbacks=[watch])
     print(
-        f"relative L2 error {error(result.parameters):.4f} after {time.process_time() - begin:.0f} s of this process's CPU"
+        f"relative L2 error {error(result.parameters):.4f} after {time.process_time() - begin:.0f} s of this "
+        "process's CPU"
         + (f", below 2 % after {reached[0]:.0f} s" if reached else "")
     )
     if flags.rivals:

@@ -43,8 +43,9 @@ def check_data(name: str, data: Any) -> None:
     """TypeError for what is no data in any library."""
     if data is None:
         raise TypeError(
-            f"{name} is missing; steps are tried on held-out data, so give both: examples beside those of the training, "
-            "or, where nothing is held out (least squares, physics-informed networks), the training data themselves"
+            f"{name} is missing; steps are tried on held-out data, so give both: examples beside those of the "
+            "training, or, where nothing is held out (least squares, physics-informed networks), the training data "
+            "themselves"
         )
     lists = [x for x in data if isinstance(x, list) and x] if isinstance(data, tuple) else []
     if any(isinstance(x[0], (int, float, list)) for x in lists):

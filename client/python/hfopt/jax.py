@@ -23,7 +23,7 @@ _enable_x64: Any = (
     jax.enable_x64 if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental").enable_x64
 )
 
-Array = _adapter.Array
+Array = _adapter.Array  # of NumPy
 _SMALLEST_BATCH = 16
 
 
@@ -337,4 +337,4 @@ def _has_float64() -> bool:
         return bool(jnp.ones(1, np.float64).dtype == np.float64)
 
 
-as_model = JaxModel
+as_model = JaxModel  # the usual name: the arguments are those of JaxModel

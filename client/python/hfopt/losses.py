@@ -11,7 +11,7 @@ metrics are multiplied by them, and a metric over the sum of weights is its mean
 | loss | outputs | loss of one example | H | weight | metrics |
 |---|---|---|---|---|---|
 | cross_entropy | logits | -log p[t], p = softmax(z), for each frame | diag(p) - pp' | frames | errors |
-| binary_cross_entropy | logits | -sum t log p + (1 - t) log(1 - p), p = sigmoid(z) | diag(p (1 - p)) | 1 | errors, squared_error |
+| binary_cross_entropy | logits | sum softplus(z) - t z, p = sigmoid(z) | diag(p (1 - p)) | 1 | errors, squared_error |
 | squared_error | values | sum (z - t)^2 / 2 | I | 1 | squared_error |
 | ctc | logits | -log P(t), over alignments | diag(p) - pp' for each frame | 1 | |
 | residuals | r | sum r^2 / 2 | I | 1 | squared_error |
@@ -28,7 +28,7 @@ import sys
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 Array = Any  # a torch.Tensor or a jax.Array
-Terms = Tuple[Array, Array, Dict[str, Array]]
+Terms = Tuple[Array, Array, Dict[str, Array]]  # losses, weights, metrics, all of shape (examples,)
 
 
 class _Torch:
@@ -358,8 +358,7 @@ def ctc(*, blank: int = 0) -> Loss:
     PyTorch only.
 
     Outputs: logits or log-probabilities, (examples, frames, classes). Targets: (labels (examples, length), input
-      lengths, target
-    lengths), as of torch.nn.functional.ctc_loss. With p = softmax(z) the loss is
+    lengths, target lengths), as of torch.nn.functional.ctc_loss. With p = softmax(z) the loss is
 
         sum_t log sum_k exp z_tk - log sum_{alignments a} exp sum_t z_{t, a_t},
 
@@ -401,12 +400,19 @@ def custom(value: Callable[..., Any], curvature: Union[Callable[..., Any], str])
 
 def as_loss(loss: Any, curvature: Union[Callable[..., Any], str, None] = None) -> Loss:
     """`loss` if it is of this module (or names one: cross_entropy means cross_entropy()); what it means if it is a
-    criterion of torch.nn, or the class of one; else custom(loss, curvature). The criteria's means are taken over all elements of a data set,
-    where PyTorch takes them over each minibatch."""
+    criterion of torch.nn, or the class of one; else custom(loss, curvature). The criteria's means are taken over all
+    elements of a data set, where PyTorch takes them over each minibatch."""
     torch = sys.modules.get("torch")
-    if loss in (cross_entropy, binary_cross_entropy, squared_error, ctc):
-        loss = loss()
-    if torch is not None and isinstance(loss, type) and issubclass(loss, torch.nn.Module):
+    makers: Dict[Any, Any] = {
+        CrossEntropy: cross_entropy,
+        BinaryCrossEntropy: binary_cross_entropy,
+        SquaredError: squared_error,
+        Ctc: ctc,
+    }
+    for kind, make in makers.items():
+        if loss is kind or loss is make:
+            loss = make()
+    if torch is not None and isinstance(loss, type) and issubclass(loss, torch.nn.modules.loss._Loss):
         loss = loss()
     if isinstance(loss, Loss):
         if curvature is not None:
@@ -414,7 +420,7 @@ def as_loss(loss: Any, curvature: Union[Callable[..., Any], str, None] = None) -
         return loss
     if torch is not None and isinstance(loss, torch.nn.Module) and curvature is None:
         return _of_criterion(loss)
-    if callable(loss):
+    if callable(loss) and not isinstance(loss, type):
         if curvature is None:
             raise ValueError(
                 'a loss of your own needs output_curvature: a function of (outputs, targets, direction), or "hessian" '

@@ -35,7 +35,7 @@ class Model(Protocol):
     `hfopt.check` compares all of these with one another before a run relies on them.
     """
 
-    num_parameters: int
+    num_parameters: int  # above 0
     num_examples: Tuple[int, int]  # training, held-out, both above 0; one set may serve as both
     signature: str  # what the model is, for people and for the check that all workers of a run agree
 

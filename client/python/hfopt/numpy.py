@@ -10,7 +10,7 @@ import numpy as np
 from .model import Array
 from .training import Callback, Result, fit
 
-Products = Callable[[Array], Array]
+Products = Callable[[Array], Array]  # v -> G v, both of the shape (n,)
 
 
 class FunctionModel:
@@ -102,8 +102,8 @@ def least_squares_model(fun: Callable[..., Any], x0: Any, jac: Any, *, args: Tup
 class LeastSquaresResult(Result):
     """A Result under the names of scipy.optimize.OptimizeResult as well."""
     fun: Any = None  # residuals at x
-    nfev: int = 0
-    njev: int = 0
+    nfev: int = 0  # calls of fun
+    njev: int = 0  # points at which the Jacobian, or its products, were taken
 
     @property
     def x(self) -> Array:
@@ -182,8 +182,12 @@ class _Residuals:
         is_pair = isinstance(jac, (tuple, list)) and len(jac) == 2 and all(map(callable, jac))
         if not (isinstance(jac, str) or callable(jac) or is_pair):
             raise TypeError(
-                f"jac is {type(jac).__name__}; allowed: a function of x that answers the Jacobian there (for a constant "
-                "A: lambda x: A), a pair of functions (jvp, vjp), or \"2-point\"")
+                f"jac is {type(jac).__name__}; allowed: a function of x that answers the Jacobian there (for a "
+                "constant A: lambda x: A), a pair of functions (jvp, vjp), or \"2-point\"")
+        if not callable(fun):
+            raise TypeError(
+                f"fun is {type(fun).__name__}; give a function of x that answers the residuals there: "
+                "lambda x: A @ x - b")
         self._fun, self._jac, self._args, self._kwargs = fun, jac, args, kwargs
         self._x0 = np.array(x0, dtype=np.float64)
         self._n = self._x0.size
@@ -233,7 +237,7 @@ class _Residuals:
     def linearized(self, x: Array) -> Tuple[Products, Products]:
         """v -> J v and u -> J'u at x."""
         self.njev += 1
-        if isinstance(self._jac, tuple):
+        if isinstance(self._jac, (tuple, list)):
             jvp, vjp = self._jac
             return (lambda v: self._checked(jvp(x, v, *self._args, **self._kwargs), self._m, "jvp"),
                     lambda u: self._checked(vjp(x, u, *self._args, **self._kwargs), self._n, "vjp"))

@@ -32,7 +32,9 @@ def run_options(*, preset: Optional[str] = None, dtype: Any = None, shards: int 
         if name not in ELEMENT_TYPES:
             raise ValueError(f"dtype is {name}; allowed: {', '.join(ELEMENT_TYPES)}")
         result.element_type = ELEMENT_TYPES[name]
-    for name, count, bits in ("shards", shards, 32), ("seed", seed or 0, 64):
+    for name, count, bits in ("shards", shards, 32), ("seed", 0 if seed is None else seed, 64):
+        if not hasattr(count, "__index__"):
+            raise TypeError(f"{name} is {count!r}; give a whole number")
         if not 0 <= count < 1 << bits:
             raise ValueError(f"{name} is {count}; allowed: 0 to {(1 << bits) - 1}")
     result.shards = shards

@@ -29,9 +29,9 @@ _VERSIONS = {
 @dataclass(frozen=True)
 class Parameters:
     """The parameters of a run after some iteration."""
-    theta: Array
-    iteration: int
-    held_out_loss: float
+    theta: Array  # of the shape (num_parameters,), float32 or float64
+    iteration: int  # after which they are
+    held_out_loss: float  # at them, a mean
     metadata: Dict[str, str] = field(default_factory=dict)  # of the file they were read from
 
 

@@ -15,15 +15,14 @@ DEFAULT_PORT = 7447  # hfopt-server's
 
 @dataclass(frozen=True)
 class Security:
-    """By default neither, in plaintext. Files are PEM, and read when a connection is made; the token's at each call, so
-    that it may change."""
+    """TLS, certificates and a token for the connections to a server; by default none of them, in plaintext. Files are
+    PEM, and read when a connection is made; the token's at each call, so that it may change."""
     tls: bool = False  # with this alone, the server's certificate must come from a CA that the system trusts
     ca_file: Optional[str] = None  # or from one of these; takes TLS
     cert_file: Optional[str] = None  # the client's own certificate with its chain, and its key; both or none, with TLS
-    key_file: Optional[str] = None
-    # To show with each call ("authorization: Bearer TOKEN"), or the file that holds it.
-    token: Optional[str] = field(default=None, repr=False)
-    token_file: Optional[str] = None
+    key_file: Optional[str] = None  # of cert_file
+    token: Optional[str] = field(default=None, repr=False)  # shown with each call, "authorization: Bearer TOKEN"
+    token_file: Optional[str] = None  # or the file that holds it
     insecure: bool = False  # send the token to another machine without TLS
 
     @staticmethod
@@ -79,7 +78,11 @@ def with_port(address: str) -> str:
     if address.startswith(("unix:", "unix-abstract:")) or "://" in rest:
         return address
     host = f"[{rest}]" if rest.count(":") > 1 and not rest.startswith("[") else rest
-    return scheme + host + ("" if ":" in host.rpartition("]")[2] else f":{DEFAULT_PORT}")
+    name, colon, port = host.rpartition(":") if ":" in host.rpartition("]")[2] else (host, "", "")
+    if not name or (colon and not port.isdecimal()):
+        raise Error(f"server is \"{address}\"; give HOST, HOST:PORT or unix:PATH (without a port: {DEFAULT_PORT})",
+                    "INVALID_ARGUMENT")
+    return scheme + host + ("" if colon else f":{DEFAULT_PORT}")
 
 
 def _split_scheme(address: str) -> Tuple[str, str]:

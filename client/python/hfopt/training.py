@@ -56,10 +56,10 @@ class Result:
     iteration: int  # after which they were
     held_out_loss: float  # at them, a mean
     reason: str  # why it ended: "converged", "held_out_stalled", "target_reached", "interrupted", ...
-    detail: str
-    history: History
+    detail: str  # the same in words
+    history: History  # a report for each iteration
     seconds: float  # of wall time, over all processes that ran this run
-    run_id: str
+    run_id: str  # at its server
     model: Model = field(repr=False)
     directory: Optional[str] = None  # where the run lies; None when it is gone, or on a remote server
 
@@ -93,8 +93,13 @@ class TrainingRun:
         return self._client.download_parameters(self.run_id, version).theta
 
     def stop(self) -> None:
-        """Ends the run: `fit` returns with the reason "cancelled" and the best parameters until now."""
-        self._client.cancel(self.run_id)
+        """Ends the run: `fit` returns with the reason "cancelled" and the best parameters until now. One that has ended
+        meanwhile is left as it is."""
+        try:
+            self._client.cancel(self.run_id)
+        except Error as error:
+            if self._client.get(self.run_id).state != run_pb2.RUN_STATE_ENDED:
+                raise error
 
 
 Callback = Callable[[Report, TrainingRun], Any]
@@ -133,6 +138,8 @@ def fit(model: Any, loss: Any = None, train_data: Any = None, heldout_data: Any 
       directory     of the private server: checkpoints, log. By default a temporary one, removed at the end. Given a
                     directory that holds a training with the same options, `fit` goes on with it. `resume=True` demands
                     one and takes its options instead of those given here; `resume=False` demands that there is none.
+                    A model of another `num_parameters` or `signature` is refused. Models of functions tell their
+                    data apart by the `signature` that you give them alone.
       workers       how many processes of this machine compute, this one among them. `model` is then a function without
                     arguments that makes an `hfopt.Model` in each, defined at the top level of a module, such as
                     functools.partial(MyModel, folder). They are spawned, so a script calls `fit` under `if __name__ ==
@@ -185,7 +192,8 @@ def fit(model: Any, loss: Any = None, train_data: Any = None, heldout_data: Any 
             result = training.in_directory(None if directory is None else os.fspath(directory))
         else:
             training.security = security
-            result = training.on_server(server, run or f"fit-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", worker_id)
+            run = run or f"fit-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+            result = training.on_server(server, run, worker_id)
     except Interrupted as stopped:
         take(stopped.result)
         raise
@@ -195,9 +203,9 @@ def fit(model: Any, loss: Any = None, train_data: Any = None, heldout_data: Any 
 
 def serve(model: Model, run: str, server: str = "localhost:7447", worker_id: Optional[str] = None,
           security: Security = Security(), **worker_options: Any) -> Finished:
-    """Works for a run of a server until it ends, with a model and as `worker_id`; `hfopt.Worker` says what these are and
-    has the other options. `security`: TLS, certificates, a token. The run is created, started and
-    watched elsewhere, for example by `hfopt run create`. Ctrl-C leaves; what is done then is done by other workers, or
+    """Works for a run of a server until it ends, with a model and as `worker_id`; `hfopt.Worker` says what these are
+    and has the other options. `security`: TLS, certificates, a token. The run is created, started and watched
+    elsewhere, for example by `hfopt run create`. Ctrl-C leaves; what is done then is done by other workers, or
     waits for this one."""
     return Worker(model, run, worker_id, **worker_options).run(server, security)
 
@@ -230,6 +238,14 @@ def _refuse_unknown(given: Iterable[str], of_adapter: Sequence[str]) -> None:
         near = difflib.get_close_matches(name, known, 1)
         if name not in known:
             raise TypeError(f"fit: there is no argument {name}" + (f"; do you mean {near[0]}?" if near else ""))
+
+
+def _say_with(error: Exception, message: str) -> None:
+    """Adds a message to an error that is not ours; beside it before Python 3.11, which has notes."""
+    if hasattr(error, "add_note"):
+        error.add_note(message)
+    else:
+        print(message, file=sys.stderr)
 
 
 def _is_torch_module(model: Any) -> bool:
@@ -285,10 +301,8 @@ class _Training:
             keep = keep or bool(self.history)
             if keep and isinstance(error, Error):
                 raise Error(f"{error}\n{again}", error.code) from error.__cause__
-            if hasattr(error, "add_note") and keep:
-                error.add_note(again)
-            elif keep:
-                print(again, file=sys.stderr)
+            if keep:
+                _say_with(error, again)
             raise
         finally:
             self.progress.end()
@@ -300,11 +314,16 @@ class _Training:
     def on_server(self, address: str, run_id: str, worker_id: Optional[str]) -> Result:
         worker, self.remote = Worker(self.model, run_id, worker_id), True
         with RunClient(address, security=self.security) as client:
+            again = f"To go on: hfopt.fit(..., server={address!r}, run={run_id!r})"
             try:
                 return self._train(client, worker, run_id)
+            except Error:
+                raise
+            except Exception as error:  # of a callback: the run waits for a worker
+                _say_with(error, again)
+                raise
             except KeyboardInterrupt:
-                message = (f"left run {run_id} at {address}, which waits for workers. To go on: "
-                           f"hfopt.fit(..., server={address!r}, run={run_id!r})")
+                message = f"left run {run_id} at {address}, which waits for workers. {again}"
                 self.progress.note(message)
                 raise Interrupted(message, None, self._partial_result(client, run_id, None)) from None
             finally:

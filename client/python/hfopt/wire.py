@@ -171,7 +171,8 @@ class ChunkSize:
             self.bytes = min(CHUNK_BYTES, self.bytes * 2)
 
 
-def chunks_of(vector: Array, chunk_size: Optional[ChunkSize] = None, most: int = CHUNK_BYTES) -> Iterator[Tuple[int, memoryview]]:
+def chunks_of(vector: Array, chunk_size: Optional[ChunkSize] = None,
+              most: int = CHUNK_BYTES) -> Iterator[Tuple[int, memoryview]]:
     """Pairs of offset and bytes, which look at the vector's own memory; of `most` bytes, or in the sizes of
     `chunk_size`, which is told how long it takes until the next one is asked for."""
     data = vector.data.cast("B") if vector.size else memoryview(b"")

@@ -37,8 +37,8 @@ _LONGEST_WAIT = 0.2
 @dataclass(frozen=True)
 class Finished:
     """Why a worker's work ended: the name of the run's Termination.Reason, or DRAINED after `leave`."""
-    reason: str
-    detail: str
+    reason: str  # "CONVERGED", "ITERATION_BUDGET", "DRAINED", ...
+    detail: str  # in words
 
 
 class _Offence(Exception):

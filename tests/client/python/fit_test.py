@@ -157,8 +157,9 @@ class FitTest(unittest.TestCase):
 
         def callback(report, run):
             seen.append(run.parameters())
-            if report["iteration"] == 2:
+            if report["iteration"] >= 2:
                 run.stop()
+                run.stop()  # as callbacks for further iterations may
 
         result = self.fit(max_iterations=50, callbacks=[callback])
         self.assertEqual(result.reason, "cancelled")
@@ -175,11 +176,30 @@ class FitTest(unittest.TestCase):
         said = "\n".join(getattr(raised.exception, "__notes__", [said.getvalue()]))  # Python 3.11 has notes
         self.assertIn(f"To go on: hfopt.fit(..., directory={self.folder!r}, resume=True)", said)
 
+    def test_says_how_to_go_on_at_a_server_when_a_callback_raises(self):
+        def stop(report, run):
+            raise ZeroDivisionError
+
+        server = LocalServer(self.folder, fail)
+        self.addCleanup(server.stop)
+        said = io.StringIO()
+        with mock.patch("sys.stderr", said), self.assertRaises(ZeroDivisionError) as raised:
+            self.fit(server=server.address, callbacks=[stop])  # as a run whose name is made by fit
+        said = "\n".join(getattr(raised.exception, "__notes__", [said.getvalue()]))
+        with hfopt.RunClient(server.address) as client:
+            run, = client.list()
+        run_id = run.name.split("/", 1)[1]
+        self.assertIn(f"To go on: hfopt.fit(..., server={server.address!r}, run={run_id!r})", said)
+        self.assertEqual(self.fit(server=server.address, run=run_id).reason, "iteration_budget")
+
     def test_arguments_that_are_none(self):
         for arguments, error, message in (
             ({"max_iteration": 3}, TypeError, "there is no argument max_iteration; do you mean max_iterations?"),
             ({"zzz": 3}, TypeError, "there is no argument zzz$"),
             ({"seed": -1}, ValueError, "seed is -1; allowed: 0 to 18446744073709551615"),
+            ({"seed": 1.5}, TypeError, "seed is 1.5; give a whole number"),
+            ({"shards": 1.5}, TypeError, "shards is 1.5; give a whole number"),
+            ({"server": "far:"}, hfopt.Error, "server is \"far:\"; give HOST, HOST:PORT or unix:PATH"),
             ({"shards": -1}, ValueError, "shards is -1; give 1 or more"),
             ({"shards": 0}, ValueError, "shards is 0; give 1 or more")):
             with self.subTest(arguments), self.assertRaisesRegex(error, message):

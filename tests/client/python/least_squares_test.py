@@ -50,6 +50,7 @@ class LeastSquaresTest(unittest.TestCase):
 
         forms = {"dense": jac, "2-point": "2-point",
                  "products": (lambda x, v, scale: jac(x, scale) @ v, lambda x, u, scale: jac(x, scale).T @ u)}
+        forms["list of products"] = list(forms["products"])
         if HAS_SCIPY:
             import scipy.sparse
             import scipy.sparse.linalg
@@ -94,6 +95,8 @@ class LeastSquaresTest(unittest.TestCase):
         ):
             with self.subTest(message), self.assertRaisesRegex(error, message):
                 hfopt.least_squares(fun, np.zeros(3), jac)
+        with self.assertRaisesRegex(TypeError, "fun is ndarray; give a function of x"):
+            hfopt.least_squares(np.ones(3), np.zeros(3), "2-point")
         with self.assertRaisesRegex(ValueError, r"fun answered the shape \(2, 2\)"):
             hfopt.least_squares(lambda x: np.eye(2), np.zeros(3), "2-point")
         with self.assertRaisesRegex(ValueError, r"fun answered the shape \(0,\); it must be one vector, not empty"):

@@ -301,11 +301,14 @@ class AsLossTest(unittest.TestCase):
         own = losses.squared_error()
         self.assertIs(losses.as_loss(own), own)
         self.assertEqual(losses.as_loss(losses.squared_error), own)
+        self.assertEqual(losses.as_loss(losses.SquaredError), own)
+        self.assertEqual(losses.as_loss(losses.CrossEntropy), losses.cross_entropy())
         self.assertEqual(losses.as_loss(np.sin, "hessian"), losses.custom(np.sin, "hessian"))
         for arguments, error, message in (
             ((own, "hessian"), ValueError, "SquaredError brings its own curvature"),
             ((np.sin,), ValueError, "a loss of your own needs output_curvature"),
             ((3,), TypeError, "loss is 3; give one of hfopt.losses"),
+            ((losses.Residuals,), TypeError, "loss is <class 'hfopt.losses.Residuals'>; give one of hfopt.losses"),
             ((np.sin, "newton"), TypeError, "curvature is 'newton'; give a function"),
         ):
             with self.assertRaisesRegex(error, message):

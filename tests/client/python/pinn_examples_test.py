@@ -1,6 +1,9 @@
-"""The physics-informed examples, in PyTorch and JAX: their residuals against the exact solution, and a shortened
-training."""
+"""The physics-informed examples, in PyTorch and JAX: their residuals against the exact solution, a shortened training,
+and its rivals."""
 
+import contextlib
+import importlib.util
+import io
 import os
 import sys
 import unittest
@@ -9,6 +12,7 @@ import numpy as np
 
 import gauss_newton as check
 import hfopt
+import pinn_rivals
 
 SPEED = 30
 
@@ -41,6 +45,36 @@ class PinnTest:
         self.assertLess(after, before / 2)
         self.assertLess(after, 0.5)  # the loss of u = 0
 
+    def test_rivals_begin_where_it_began_and_descend(self):
+        model, error, _ = self.make()
+        theta = model.initial_parameters(1, np.float64)
+        before = model.loss(theta, False, np.arange(4))[0] / 4
+        seconds = 0.5
+        result = hfopt.Result(theta, 1, before, "", "", hfopt.History(), seconds, "", model)
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            pinn_rivals.compare(model, error, result, seed=1)
+        _, hfopt_row, *rows = said.getvalue().splitlines()
+        self.assertRegex(hfopt_row, "^hfopt ")
+        self.assertRegex(rows[0], f"^Adam, best rate 0.*of {len(pinn_rivals.RATES)}")
+        has_scipy = importlib.util.find_spec("scipy") is not None
+        self.assertRegex(rows[1], "^L-BFGS-B of SciPy" if has_scipy else "^L-BFGS-B: left out.*pip install scipy")
+        for row in rows[:1 + has_scipy]:
+            self.assertLess(float(row.split()[-2]), before / 2)
+
+    def test_rivals_stop_in_time_and_keep_the_best(self):
+        model, _, _ = self.make()
+        theta = model.initial_parameters(1, np.float64)
+        objective = pinn_rivals.Objective(model, theta, 0.2)
+        loss, gradient = objective(theta)
+        sums = model.gradient(theta, False, np.arange(4))
+        self.assertEqual(loss, sums[0] / sums[1])
+        np.testing.assert_array_equal(gradient, sums[2] / sums[1])
+        objective(theta + 1)
+        np.testing.assert_array_equal(objective.theta, theta)
+        with self.assertRaises(pinn_rivals.OutOfTime):
+            pinn_rivals.adam(objective, theta, 1e-2)
+        self.assertLess(objective.loss, loss)
 
     def test_is_right_to_two_percent(self):
         if not os.environ.get("HFOPT_LONG_TESTS"):

@@ -1,6 +1,7 @@
 """TLS, client certificates and tokens, against a server of gRPC for Python that demands them."""
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import tempfile
@@ -114,6 +115,10 @@ class SecurityTest(unittest.TestCase):
                                   ("xds:///far", "xds:///far")):
             with self.subTest(address):
                 self.assertEqual(with_port(address), complete)
+        for address in "", "far:", ":7447", "far:http", "dns:///", "[::1]:":
+            with self.subTest(address), self.assertRaisesRegex(
+                    hfopt.Error, re.escape(f'server is "{address}"; give HOST, HOST:PORT or unix:PATH')):
+                with_port(address)
 
 
 if __name__ == "__main__":

@@ -417,6 +417,10 @@ class DataTest(unittest.TestCase):
             fit((self.X, self.Y))
         with self.assertRaisesRegex(TypeError, "train_data holds a list of numbers; give arrays"):
             fit((self.X.tolist(), self.Y.tolist()), (self.X, self.Y))
+        for data, message in (([self.X, self.Y], r"train_data is a list of 2 arrays; give a tuple \(inputs, targets\)"),
+                              ((list(self.X), list(self.Y)), "train_data holds a list of arrays; give arrays, whose")):
+            with self.assertRaisesRegex(TypeError, message):
+                fit(data, (self.X, self.Y))
         with self.assertRaisesRegex(TypeError, "there is no argument batchsize; do you mean batch_size?"):
             fit((self.X, self.Y), (self.X, self.Y), batchsize=4)
 
@@ -556,6 +560,7 @@ class ModuleTest(unittest.TestCase):
             self.model(mlp(4, 4)),
             self.model(mlp(), regularization=0.1),
             self.model(mlp(), loss=losses.cross_entropy(ignore_index=0)),
+            self.model(torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))),
         ]
         self.assertEqual(len({m.signature for m in others} | set(same)), len(others) + 1)
         self.assertEqual(self.model(mlp(), signature="mine").signature, "mine")

@@ -83,8 +83,8 @@ class TorchModel(_adapter.Adapter):
       loss: one of hfopt.losses; or torch.nn.CrossEntropyLoss, MSELoss or BCEWithLogitsLoss; or a function (outputs,
         targets) -> losses of shape (examples,), together with output_curvature (hfopt.losses.custom).
       train_data, heldout_data: a tuple (inputs, targets) of tensors or arrays, each of them also a tuple or dict of
-        such; a TensorDataset; any dataset of examples with __len__ and __getitem__ (a list is one), made into batches as
-        DataLoader does; a DataLoader, of which the dataset, the indices of a SubsetRandomSampler and collate_fn are
+        such; a TensorDataset; any dataset of examples with __len__ and __getitem__ (a list is one), made into batches
+        as DataLoader does; a DataLoader, of which the dataset, the indices of a SubsetRandomSampler and collate_fn are
         taken, and nothing else (ValueError for samplers that leave out or repeat examples). Of a batch the last element
         is the targets and those before are the inputs; a tuple of inputs is called as module(*inputs), a dict as
         module(**inputs). The first axis of all outputs is the examples. A residual function gets whole batches. Not
@@ -106,8 +106,8 @@ class TorchModel(_adapter.Adapter):
         works with a residual function that calls torch.autograd.grad; "func" is torch.func.jvp and vjp, makes a forward
         pass in each product, and needs PyTorch 2; "auto" takes the first, and the second for operations whose backward
         pass has no derivative.
-      signature: of model and data, equal on all workers of a run; default: made of the parameters' names and shapes,
-        frozen values, loss and some of the data.
+      signature: of model and data, equal on all workers of a run; default: made of the classes of the module and
+        its parts, the parameters' names and shapes, frozen values, loss and some of the data.
 
     theta and v: shape (num_parameters,), float32 or float64, read only. Everything is a pure function of the arguments:
     equal ones give equal bits on the same machine and number of threads. On CUDA that takes PyTorch's deterministic
@@ -508,7 +508,8 @@ class TorchModel(_adapter.Adapter):
     def _describe(self) -> str:
         parameters = {id(p) for p in self._module.parameters() if p.requires_grad}
         named = [(name, p) for name, p in self._module.named_parameters()]
-        shapes = " ".join(f"{name}{tuple(p.shape)}" for name, p in named if id(p) in parameters)
+        parts = [f"{name}:{type(m).__qualname__}" for name, m in self._module.named_modules()]
+        parts += [f"{name}{tuple(p.shape)}" for name, p in named if id(p) in parameters]
         frozen = [p for name, p in named if id(p) not in parameters] + list(self._module.buffers())
         first = [
             x
@@ -517,7 +518,7 @@ class TorchModel(_adapter.Adapter):
             if isinstance(x, torch.Tensor)
         ]
         code = _adapter.digest(
-            [np.frombuffer(shapes.encode(), np.uint8)] + [_array(x) for x in frozen + first]
+            [np.frombuffer(" ".join(parts).encode(), np.uint8)] + [_array(x) for x in frozen + first]
         )
         return (
             f"torch {type(self._module).__name__}, {self.num_parameters} parameters, {_adapter.describe(self._loss)}, "
@@ -571,6 +572,8 @@ class _Data:
 
     def __init__(self, name: str, data: Any, unpack: Optional[Callable[[Any], Any]], seed: Optional[int]):
         _adapter.check_data(name, data)
+        if unpack is None:
+            _check_lists(name, data)
         collate: Callable[[Any], Any] = torch.utils.data.default_collate
         self.fetch: Callable[[Array], Any]
         if isinstance(data, torch.utils.data.DataLoader):
@@ -645,6 +648,21 @@ def _sampled(name: str, loader: Any) -> Any:
 
 def _whole(batch: Any) -> Any:
     return batch
+
+
+def _check_lists(name: str, data: Any) -> None:
+    """TypeError for [inputs, targets], which would be two examples, and for lists of arrays in place of arrays."""
+    arrays = (torch.Tensor, np.ndarray)
+    if isinstance(data, list) and data and all(isinstance(x, arrays) for x in data):
+        raise TypeError(
+            f"{name} is a list of {len(data)} arrays; give a tuple (inputs, targets) of arrays, or a list of pairs "
+            "(input, target), one for each example"
+        )
+    if isinstance(data, tuple) and len(data) == 2 and not _is_arrays(data):
+        if any(isinstance(x, list) and x and all(isinstance(y, arrays) for y in x) for x in data):
+            raise TypeError(
+                f"{name} holds a list of arrays; give arrays, whose first axis is the examples: torch.stack(x)"
+            )
 
 
 def _is_arrays(data: Any) -> bool:
@@ -754,4 +772,4 @@ def _torch(dtype: Any) -> torch.dtype:
     return torch.float64 if np.dtype(dtype) == np.float64 else torch.float32
 
 
-as_model = TorchModel
+as_model = TorchModel  # the usual name: the arguments are those of TorchModel

@@ -235,7 +235,8 @@ def _initialize() -> None:
         one_machine = environment["LOCAL_WORLD_SIZE"] == environment["WORLD_SIZE"]
         if not one_machine and environment["TORCHELASTIC_MAX_RESTARTS"] != "0":
             raise Error("after a restart on several machines, ranks may find the addresses of those before in "
-                        "torchrun's store; set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for each torchrun, with --rdzv-backend c10d")
+                        "torchrun's store; set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for each torchrun, with "
+                        "--rdzv-backend c10d")
         store = distributed.PrefixStore(environment["TORCHELASTIC_RESTART_COUNT"], store)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=size)
 
