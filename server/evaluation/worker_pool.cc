@@ -91,7 +91,7 @@ absl::Status CheckAnswer(const v1::EvaluationRequest& request, const v1::Answer&
     }
     case v1::EvaluationRequest::kGradient: {
       const v1::GradientAnswer& a = answer.gradient();
-      if (request.gradient().second_moment() && !a.has_second_moment_transfer()) {
+      if (answer.has_gradient() && request.gradient().second_moment() && !a.has_second_moment_transfer()) {
         return absl::InvalidArgumentError("gradient answer lacks the second moment that was asked for");
       }
       return check("gradient", answer.has_gradient(), a.weight(), a.sub_batches_size(),
