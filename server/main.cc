@@ -9,6 +9,7 @@
 #include "grpc/grpc.h"
 #include "proto/log/log.h"
 #include "proto/wire/allocator.h"
+#include "server/evaluation/polling.h"
 #include "server/server.h"
 #include "spdlog/spdlog.h"
 
@@ -76,14 +77,15 @@ int main(int argc, char** argv) {
   sigaddset(&signals, SIGHUP);  // its terminal goes
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
 
-  // gRPC's last user to leave may wait some ten seconds for a thread of it; so there is none.
-  grpc_init();
-
   CLI::App app("Hosts Hessian-free optimization runs for remote model workers.", "hfopt-server");
   app.set_version_flag("--version", "hfopt-server " HFOPT_PROGRAM_VERSION, "Print version and instruction set, and exit");
   ServerOptions options;
   AddOptions(app, options);
   CLI11_PARSE(app, argc, argv);
+
+  if (options.is_local()) hfopt::server::PollEachQueue();
+  // gRPC's last user to leave may wait some ten seconds for a thread of it; so there is none.
+  grpc_init();
 
   hfopt::SetUpLog("hfopt-server");
   auto server = Server::Start(options, [](const std::string& line) { spdlog::info("{}", line); });

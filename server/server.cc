@@ -87,7 +87,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
         return run->pool();
       },
       *server->watchdog_,
-      [access = server->access_.get()](const grpc::CallbackServerContext& context) { return access->Check(context, v1::ROLE_WORKER); });
+      [access = server->access_.get()](const grpc::ServerContext& context) { return access->Check(context, v1::ROLE_WORKER); });
   server->run_service_ = std::make_unique<RunService>(*server->runs_, *server->access_, *server->watchdog_);
 
   static const bool plugins_once = [] {
@@ -97,7 +97,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   }();
   (void)plugins_once;
   grpc::ServerBuilder builder;
-  builder.RegisterService(server->evaluation_service_.get());
+  server->evaluation_service_->AddTo(builder);
   builder.RegisterService(server->run_service_.get());
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, static_cast<int>(absl::ToInt64Milliseconds(options.ping_interval())));
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, static_cast<int>(absl::ToInt64Milliseconds(options.ping_timeout())));
@@ -109,6 +109,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   if (options.is_local()) builder.AddChannelArgument(GRPC_ARG_HTTP2_BDP_PROBE, 0);
   server->address_ = options.address;
   HFOPT_ASSIGN_OR_RETURN(server->grpc_server_, Listen(builder, server->address_, credentials));
+  server->evaluation_service_->Start();
   if (!options.health_address.empty()) {
     grpc::ServerBuilder health;
     server->health_address_ = options.health_address;
@@ -130,6 +131,7 @@ void Server::Shutdown() {
   runs_->Shutdown();
   grpc_server_->Shutdown(absl::ToChronoTime(absl::Now() + kShutdownGrace));
   grpc_server_->Wait();
+  evaluation_service_->Stop();
   grpc_server_.reset();
   health_server_.reset();  // NOT_SERVING until the end
 }

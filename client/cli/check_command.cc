@@ -130,7 +130,7 @@ absl::Status Check(const CheckFlags& flags, const Context& context) {
   int port = 0;
   builder.AddListeningPort(flags.listen, grpc::InsecureServerCredentials(), &port);
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
-  builder.RegisterService(&sessions);
+  sessions.AddTo(builder);
   builder.RegisterService(&description);
   const std::unique_ptr<grpc::Server> grpc_server = builder.BuildAndStart();
   if (grpc_server == nullptr) {
@@ -138,6 +138,7 @@ absl::Status Check(const CheckFlags& flags, const Context& context) {
         absl::StrCat("cannot listen on ", flags.listen,
                      ": the address is in use or not one of this machine's; choose another with --listen"));
   }
+  sessions.Start();
   const std::string address =
       port == 0 ? flags.listen : absl::StrCat(flags.listen.substr(0, flags.listen.rfind(':') + 1), port);
   std::cerr << "waiting for a worker, for example: hfopt-worker --server " << address << " --run " << flags.run_id
@@ -152,6 +153,7 @@ absl::Status Check(const CheckFlags& flags, const Context& context) {
   constexpr std::chrono::seconds kGrace(5);
   grpc_server->Shutdown(std::chrono::system_clock::now() + kGrace);
   grpc_server->Wait();
+  sessions.Stop();
 
   HFOPT_RETURN_IF_ERROR(results.status());
   PrintResults(*results, context.output);

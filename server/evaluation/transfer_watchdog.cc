@@ -9,8 +9,8 @@
 
 namespace hfopt::server {
 
-TransferWatchdog::Stream::Stream(TransferWatchdog& watchdog, grpc::CallbackServerContext& context)
-    : watchdog_(watchdog), call_(context.c_call()) {
+TransferWatchdog::Stream::Stream(TransferWatchdog& watchdog, grpc_call* call)
+    : watchdog_(watchdog), call_(call) {
   absl::MutexLock lock(&watchdog_.mu_);
   watchdog_.streams_.insert(this);
 }

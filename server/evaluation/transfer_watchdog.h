@@ -10,7 +10,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
-#include "grpcpp/server_context.h"
+#include "grpc/grpc.h"
 #include "server/evaluation/steady_now.h"
 
 namespace hfopt::server {
@@ -26,10 +26,10 @@ class TransferWatchdog {
   // After the last Stream.
   ~TransferWatchdog();
 
-  // Of one call: a member of its reactor, which destroys it in OnDone at the latest. Calls that overlap are in the order of the reactor's lock.
+  // Of one call: a member of its reactor or session, which destroys it in OnDone at the latest. Calls that overlap are in the order of its owner's lock.
   class Stream {
    public:
-    Stream(TransferWatchdog& watchdog, grpc::CallbackServerContext& context);
+    Stream(TransferWatchdog& watchdog, grpc_call* call);
     ~Stream();
     Stream(const Stream&) = delete;
     Stream& operator=(const Stream&) = delete;

@@ -18,18 +18,33 @@ constexpr size_t kMaxOpenTransfers = 4;
 
 }  // namespace
 
-WorkerSession* WorkerSession::Start(FindPool find_pool, TransferWatchdog& watchdog, grpc::CallbackServerContext& context) {
-  std::shared_ptr<WorkerSession> session(new WorkerSession(std::move(find_pool), watchdog, context));
-  session->self_ = session;
-  session->StartRead(&session->incoming_);
-  return session.get();
-}
+WorkerSession::WorkerSession(FindPool find_pool, TransferWatchdog& watchdog)
+    : find_pool_(std::move(find_pool)),
+      watchdog_(watchdog),
+      read_done_([this](bool ok) {
+        OnReadDone(ok);
+        OnOperationDone();
+      }),
+      write_done_([this](bool ok) {
+        OnWriteDone(ok);
+        OnOperationDone();
+      }),
+      finish_done_([this](bool) { OnOperationDone(); }) {}
 
-WorkerSession::WorkerSession(FindPool find_pool, TransferWatchdog& watchdog, grpc::CallbackServerContext& context)
-    : find_pool_(std::move(find_pool)), last_heard_(absl::ToUnixNanos(SteadyNow())) {
-  absl::MutexLock lock(&mu_);
-  watched_.emplace(watchdog, context);
-  watched_->Await("the worker has not said Hello");
+void WorkerSession::Start(const absl::Status& admitted, std::function<void()> ended) {
+  ended_ = std::move(ended);
+  self_ = shared_from_this();
+  if (!admitted.ok()) {
+    Close(admitted);
+    return;
+  }
+  last_heard_ = absl::ToUnixNanos(SteadyNow());
+  {
+    absl::MutexLock lock(&mu_);
+    watched_.emplace(watchdog_, context_.c_call());
+    watched_->Await("the worker has not said Hello");
+  }
+  ReadOn();
 }
 
 // ---------------------------------------------------------------------------------------------------------------- reading
@@ -62,7 +77,9 @@ bool WorkerSession::IsClosing() {
 // Also when the session is closing, to no use: a worker may not read, and so not let our last write go, before it has written.
 void WorkerSession::ReadOn() {
   absl::MutexLock lock(&mu_);
-  if (!finished_) StartRead(&incoming_);
+  if (finished_) return;
+  ++operations_;
+  stream_.Read(&incoming_, &read_done_);
 }
 
 absl::Status WorkerSession::HandleIncoming() {
@@ -247,14 +264,14 @@ void WorkerSession::Close(absl::Status status) {
 }
 
 void WorkerSession::Pump() {
-  bool write = false;
+  std::optional<grpc::ByteBuffer> frame;
   grpc::Status end;
   {
     absl::MutexLock lock(&mu_);
     if (writing_ || finished_) return;
     if (!broken_ && !outgoing_.empty()) {
       if (auto* message = std::get_if<v1::SessionResponse>(&outgoing_.front())) {
-        written_ = wire::Frame(*message);
+        frame = wire::Frame(*message);
         outgoing_.pop_front();
       } else {
         auto& out = std::get<OutgoingVector>(outgoing_.front());
@@ -272,18 +289,17 @@ void WorkerSession::Pump() {
             bytes_sent_ += Bytes(vector).size();
             outgoing_.pop_front();
           }
-          written_ = wire::Frame(message);
+          frame = wire::Frame(message);
         } else {
           const absl::Span<const char> bytes = out.vector->chunk_bytes();
           const absl::Span<const char> chunk = bytes.subspan(out.offset, wire::kMaxChunkBytes);
           HFOPT_FAILPOINT("session.send_chunk");
-          written_ = wire::FrameChunk(out.transfer, out.offset, chunk, out.vector);
+          frame = wire::FrameChunk(out.transfer, out.offset, chunk, out.vector);
           out.offset += chunk.size();
           bytes_sent_ += chunk.size();
           if (out.offset == bytes.size()) outgoing_.pop_front();
         }
       }
-      write = true;
       writing_ = true;
     } else if (closing_.has_value() || broken_) {
       finished_ = true;
@@ -291,11 +307,12 @@ void WorkerSession::Pump() {
     } else {
       return;
     }
+    ++operations_;
   }
-  if (write) {
-    StartWrite(&written_);
+  if (frame.has_value()) {
+    stream_.Write(*frame, &write_done_);
   } else {
-    Finish(end);
+    stream_.Finish(end, &finish_done_);
   }
 }
 
@@ -311,13 +328,12 @@ void WorkerSession::OnWriteDone(bool ok) {
   Pump();
 }
 
-void WorkerSession::OnCancel() {
+void WorkerSession::OnOperationDone() {
   {
     absl::MutexLock lock(&mu_);
-    broken_ = true;
-    outgoing_.clear();
+    if (--operations_ > 0 || !finished_) return;
   }
-  Pump();
+  OnDone();
 }
 
 void WorkerSession::OnDone() {
@@ -326,6 +342,7 @@ void WorkerSession::OnDone() {
     watched_.reset();
   }
   if (pool_ != nullptr) pool_->OnDisconnected(this);
+  ended_();
   self_.reset();
 }
 

@@ -13,8 +13,9 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "grpcpp/server_context.h"
+#include "grpcpp/support/async_stream.h"
 #include "grpcpp/support/byte_buffer.h"
-#include "grpcpp/support/server_callback.h"
 #include "hfopt/v1/evaluation_service.pb.h"
 #include "proto/wire/chunk_frame.h"
 #include "proto/wire/vector_codec.h"
@@ -24,20 +25,27 @@
 
 namespace hfopt::server {
 
-// One worker's stream of SessionRequests and SessionResponses, framed by proto/wire/chunk_frame. gRPC calls it from its threads; it moves
-// bytes and passes complete answers to the pool.
+// The tag of an operation in a completion queue: what its end, with success or without, sets off.
+using Completion = std::function<void(bool ok)>;
+
+// One worker's stream of SessionRequests and SessionResponses, framed by proto/wire/chunk_frame. It moves bytes and passes complete answers to the
+// pool. What its operations set off comes from the one thread of its completion queue; sends come from any.
 //
-// Life cycle: 1. Start (reads Hello). 2. Hello finds the pool and joins it. 3. Messages. 4. Either side ends: the pool by Close, the worker
-// by closing its half or vanishing, or a message that breaks the protocol. 5. OnDone: the pool is told, and the session lets go of itself.
-class WorkerSession final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>,
-                            public WorkerLink,
-                            public std::enable_shared_from_this<WorkerSession> {
+// Life cycle: 1. A call of EvaluationService.Session fills context() and stream(). 2. Start (reads Hello). 3. Hello finds the pool and joins it.
+// 4. Messages. 5. Either side ends: the pool by Close, the worker by closing its half or vanishing, or a message that breaks the protocol.
+// 6. OnDone, once no operation is under way: the pool is told, and the session lets go of itself.
+class WorkerSession final : public WorkerLink, public std::enable_shared_from_this<WorkerSession> {
  public:
+  using Stream = grpc::ServerAsyncReaderWriter<grpc::ByteBuffer, grpc::ByteBuffer>;
   // The pool of a run; NOT_FOUND, with what to do, when there is none.
   using FindPool = std::function<absl::StatusOr<std::shared_ptr<WorkerPool>>(const v1::Hello&)>;
 
-  // The session owns itself until its stream is done.
-  static WorkerSession* Start(FindPool find_pool, TransferWatchdog& watchdog, grpc::CallbackServerContext& context);
+  WorkerSession(FindPool find_pool, TransferWatchdog& watchdog);
+  // A call that has come is served or, unless it was admitted, refused. The session owns itself until its stream is done, which `ended` is told then.
+  void Start(const absl::Status& admitted, std::function<void()> ended);
+
+  grpc::ServerContext& context() { return context_; }
+  Stream& stream() { return stream_; }
 
   // WorkerLink.
   void Send(v1::SessionResponse message) override;
@@ -53,15 +61,13 @@ class WorkerSession final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grp
  private:
   using Assembler = std::variant<wire::VectorAssembler<float>, wire::VectorAssembler<double>, wire::VectorAssembler<wire::Bfloat16>>;
 
-  WorkerSession(FindPool find_pool, TransferWatchdog& watchdog, grpc::CallbackServerContext& context);
+  // Ends of operations, of which one of each kind is under way at most.
+  void OnReadDone(bool ok);
+  void OnWriteDone(bool ok);
+  // Of every operation: the last one ends the session.
+  void OnOperationDone();
+  void OnDone();
 
-  // Reactions of gRPC: one of each kind at a time.
-  void OnReadDone(bool ok) override;
-  void OnWriteDone(bool ok) override;
-  void OnCancel() override;
-  void OnDone() override;
-
-  // Handlers of the one reading thread.
   absl::Status HandleIncoming();
   absl::Status Handle(v1::SessionRequest& message);
   absl::Status HandleHello(const v1::Hello& hello);
@@ -79,9 +85,14 @@ class WorkerSession final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grp
   void Pump();
 
   const FindPool find_pool_;
+  TransferWatchdog& watchdog_;
+  grpc::ServerContext context_;
+  Stream stream_{&context_};
+  Completion read_done_, write_done_, finish_done_;
+  std::function<void()> ended_;
   std::shared_ptr<WorkerSession> self_;  // until OnDone
 
-  // Of the reading thread.
+  // Of the queue's thread.
   grpc::ByteBuffer incoming_;
   std::shared_ptr<WorkerPool> pool_;  // set by Hello
   std::shared_ptr<wire::BufferPool> buffers_;  // of the run; null when it had ended before any worker came
@@ -106,11 +117,11 @@ class WorkerSession final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grp
   std::shared_ptr<wire::SharedSegment> to_worker_ ABSL_GUARDED_BY(mu_), to_server_ ABSL_GUARDED_BY(mu_);  // null where not shared
   std::deque<std::variant<v1::SessionResponse, OutgoingVector>> outgoing_ ABSL_GUARDED_BY(mu_);
   uint64_t next_transfer_ ABSL_GUARDED_BY(mu_) = 1;
+  int operations_ ABSL_GUARDED_BY(mu_) = 0;  // under way
   bool writing_ ABSL_GUARDED_BY(mu_) = false;
   bool broken_ ABSL_GUARDED_BY(mu_) = false;  // nothing more can be written
   std::optional<absl::Status> closing_ ABSL_GUARDED_BY(mu_);
   bool finished_ ABSL_GUARDED_BY(mu_) = false;
-  grpc::ByteBuffer written_;  // of the write under way
 };
 
 }  // namespace hfopt::server

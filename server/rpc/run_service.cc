@@ -38,7 +38,7 @@ class Uploader final : public grpc::ServerReadReactor<v1::UploadParametersReques
 
   Uploader(const absl::Status& admitted, FindRun find_run, v1::UploadParametersResponse* response, TransferWatchdog& watchdog,
            grpc::CallbackServerContext& context)
-      : find_run_(std::move(find_run)), response_(response), watched_(watchdog, context) {
+      : find_run_(std::move(find_run)), response_(response), watched_(watchdog, context.c_call()) {
     if (admitted.ok()) {
       ReadOn();
     } else {
@@ -107,7 +107,7 @@ class Downloader final : public grpc::ServerWriteReactor<v1::DownloadParametersR
   using Parameters = std::variant<Vector<float>, Vector<double>>;
 
   Downloader(Parameters parameters, const v1::Checkpoint& meta, TransferWatchdog& watchdog, grpc::CallbackServerContext& context)
-      : parameters_(std::move(parameters)), watched_(watchdog, context) {
+      : parameters_(std::move(parameters)), watched_(watchdog, context.c_call()) {
     v1::DownloadParametersHeader& header = *response_.mutable_header();
     header.set_size(meta.num_parameters());
     header.set_element_type(meta.element_type());
@@ -149,7 +149,7 @@ class Downloader final : public grpc::ServerWriteReactor<v1::DownloadParametersR
 class RunService::Watcher final : public grpc::ServerWriteReactor<v1::WatchRunResponse> {
  public:
   Watcher(RunService& service, std::shared_ptr<Run> run, uint64_t after_iteration, grpc::CallbackServerContext& context)
-      : service_(service), run_(std::move(run)), watched_(service.watchdog_, context), sent_iteration_(after_iteration) {
+      : service_(service), run_(std::move(run)), watched_(service.watchdog_, context.c_call()), sent_iteration_(after_iteration) {
     subscription_ = run_->Subscribe([this] { Pump(); });
     Pump();
   }

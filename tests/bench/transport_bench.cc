@@ -29,6 +29,7 @@
 #include "nlohmann/json.hpp"
 #include "proto/wire/allocator.h"
 #include "server/evaluation/evaluation_service.h"
+#include "server/evaluation/polling.h"
 #include "tests/bench/process_memory.h"
 #include "tests/support/process.h"
 
@@ -220,13 +221,15 @@ class Service {
     int port = 0;
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
     builder.AddChannelArgument(GRPC_ARG_HTTP2_BDP_PROBE, 0);
-    builder.RegisterService(&sessions_);
+    sessions_.AddTo(builder);
     server_ = builder.BuildAndStart();
+    sessions_.Start();
     address_ = absl::StrCat("127.0.0.1:", port);
   }
   ~Service() {
     pool_->Finish({});
     server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(2));
+    sessions_.Stop();
   }
   const std::string& address() const { return address_; }
   server::WorkerPool& pool() { return *pool_; }
@@ -391,6 +394,7 @@ int Main() {
 int main(int argc, char** argv) {
   using namespace hfopt::testing;
   hfopt::wire::KeepFreedPages();  // as the programs of this repository do
+  hfopt::server::PollEachQueue();  // as a server of this machine alone does
   const std::vector<std::string> arguments(argv + 1, argv + argc);
   if (arguments.empty()) return Main();
   if (arguments[0] == "against") return CompareWorkers({arguments.begin() + 1, arguments.end()});

@@ -36,8 +36,9 @@ struct Fixture {
     grpc::ServerBuilder builder;
     const std::string address = absl::StrCat("unix-abstract:hfopt-session-fuzz-", getpid());
     builder.AddListeningPort(address, grpc::InsecureServerCredentials());
-    builder.RegisterService(&service);
+    service.AddTo(builder);
     server = builder.BuildAndStart();
+    service.Start();
     channel = grpc::CreateChannel(address, grpc::InsecureChannelCredentials());
   }
 };

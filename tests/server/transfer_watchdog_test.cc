@@ -31,9 +31,10 @@ class TransferWatchdogTest : public ::testing::Test {
  protected:
   TransferWatchdogTest() {
     grpc::ServerBuilder builder;
-    builder.RegisterService(&evaluations_);
+    evaluations_.AddTo(builder);
     builder.RegisterService(&runs_);
     server_ = builder.BuildAndStart();
+    evaluations_.Start();
     channel_ = server_->InProcessChannel({});
     run_stub_ = v1::RunService::NewStub(channel_);
     v1::CreateRunRequest request;
@@ -45,6 +46,7 @@ class TransferWatchdogTest : public ::testing::Test {
     manager_->Shutdown();
     server_->Shutdown(absl::ToChronoTime(absl::Now() + absl::Seconds(1)));
     server_->Wait();
+    evaluations_.Stop();
   }
 
   // Lets hours pass until a call has been ended.

@@ -35,14 +35,16 @@ class WorkerSessionTest : public ::testing::Test {
   WorkerSessionTest() {
     pool_->SetShards(1);
     grpc::ServerBuilder builder;
-    builder.RegisterService(&service_);
+    service_.AddTo(builder);
     server_ = builder.BuildAndStart();
+    service_.Start();
     stream_ = v1::EvaluationService::NewStub(server_->InProcessChannel({}))->Session(&context_);
   }
   ~WorkerSessionTest() override {
     context_.TryCancel();
     server_->Shutdown();
     server_->Wait();
+    service_.Stop();
   }
 
   void Write(const v1::SessionRequest& message) { EXPECT_TRUE(stream_->Write(message)); }
@@ -236,8 +238,9 @@ TEST(WorkerSession, EndsWithAStatusWhenMemoryGivesOut) {
   TransferWatchdog watchdog(absl::Minutes(1));
   EvaluationService service([](const v1::Hello&) -> absl::StatusOr<std::shared_ptr<WorkerPool>> { throw std::bad_alloc(); }, watchdog);
   grpc::ServerBuilder builder;
-  builder.RegisterService(&service);
+  service.AddTo(builder);
   const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  service.Start();
   const auto stub = v1::EvaluationService::NewStub(server->InProcessChannel({}));
   grpc::ClientContext context;
   const auto stream = stub->Session(&context);
@@ -250,6 +253,7 @@ TEST(WorkerSession, EndsWithAStatusWhenMemoryGivesOut) {
   EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   server->Shutdown();
   server->Wait();
+  service.Stop();
 }
 
 // The transport in the process holds a write back until the other side reads: Welcome waits for the worker, which waits for the session to read on.
