@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <utility>
 
 #include "absl/cleanup/cleanup.h"
@@ -139,7 +140,7 @@ bool WorkerPool::Worker::CanServe(int shard) const {
   return hello.shards().empty() || Contains(hello.shards(), static_cast<uint32_t>(shard));
 }
 
-double WorkerPool::Worker::Load(int64_t shards) const { return static_cast<double>(shards) * (slowness < kChance ? 1 : slowness); }
+double WorkerPool::Worker::Load(size_t shards) const { return static_cast<double>(shards) * (slowness < kChance ? 1 : slowness); }
 
 absl::Time WorkerPool::LeaseEnd(const Worker& worker) const {
   // Before its Welcome a worker does not know its lease.
@@ -414,7 +415,7 @@ absl::Status WorkerPool::OnAnswer(const WorkerLink* link, v1::Answer answer, std
     Worker& loser = workers_.at(other);
     unit_times_[other].push_back(now - BeginOf(loser, since));
     if (loser.link != nullptr) loser.link->Send(CancelMessage(it->first));
-    owners_[pending.unit->shard] = worker_id;
+    Assign(pending.unit->shard, worker);
   }
   ++worker->answers;
   worker->compute_seconds += answer.compute_seconds();
@@ -429,7 +430,7 @@ void WorkerPool::Fail(Pending& pending, const std::string& worker_id, const absl
   const int shard = pending.unit->shard;
   pending.asked.erase(worker_id);
   pending.failed_on.insert(worker_id);
-  owners_.erase(shard);
+  Assign(shard, nullptr);
   if (pending.asked.empty() && OwnerOf(shard, pending.failed_on) == nullptr) {
     failure_ = absl::Status(
         why.code(), absl::StrCat(options_.run_name, ": shard ", shard, ": worker ", worker_id, ": ", why.message()));
@@ -442,7 +443,7 @@ void WorkerPool::OnDrain(const WorkerLink* link) {
   Worker* const worker = FindByLink(link);
   if (worker == nullptr) return;
   worker->draining = true;
-  std::erase_if(owners_, [&](const auto& owner) { return owner.second == worker->hello.worker_id(); });
+  Disown(*worker);
   changed_.SignalAll();
 }
 
@@ -462,61 +463,70 @@ void WorkerPool::OnDisconnected(const WorkerLink* link) {
   changed_.SignalAll();
 }
 
-int64_t WorkerPool::ShardsOf(const std::string& worker_id) const {
-  return std::count_if(owners_.begin(), owners_.end(), [&](const auto& owner) { return owner.second == worker_id; });
+void WorkerPool::Assign(int shard, Worker* owner) {
+  Worker*& current = owners_[shard];
+  if (current != nullptr) current->shards.erase(shard);
+  current = owner;
+  if (owner != nullptr) owner->shards.insert(shard);
+}
+
+void WorkerPool::Disown(Worker& worker) {
+  while (!worker.shards.empty()) Assign(*worker.shards.begin(), nullptr);
 }
 
 WorkerPool::Worker* WorkerPool::OwnerOf(int shard, const std::set<std::string>& excluded) {
   const auto usable = [&](const std::string& id, const Worker& worker) {
     return IsAlive(worker) && !worker.draining && worker.CanServe(shard) && !excluded.contains(id);
   };
-  if (const auto owner = owners_.find(shard); owner != owners_.end()) {
-    Worker& worker = workers_.at(owner->second);
-    if (usable(owner->second, worker)) return &worker;
+  if (const auto owner = owners_.find(shard); owner != owners_.end() && owner->second != nullptr) {
+    if (usable(owner->second->hello.worker_id(), *owner->second)) return owner->second;
   }
   // The connected worker that would have done first; the first by id among equals.
   Worker* best = nullptr;
   double best_load = 0;
   for (auto& [id, worker] : workers_) {
     if (worker.link == nullptr || !usable(id, worker)) continue;
-    const double load = worker.Load(1 + ShardsOf(id));
+    const double load = worker.Load(1 + worker.shards.size());
     if (best == nullptr || load < best_load) {
       best = &worker;
       best_load = load;
     }
   }
-  if (best != nullptr) owners_[shard] = best->hello.worker_id();
+  if (best != nullptr) Assign(shard, best);
   return best;
 }
 
 void WorkerPool::Rebalance() {
   absl::MutexLock lock(&mu_);
+  std::vector<Worker*> workers;
   for (auto& [id, worker] : workers_) {
-    if (ShardsOf(id) == 0) worker.slowness += kForgetting * (1 - worker.slowness);
+    if (worker.shards.empty()) worker.slowness += kForgetting * (1 - worker.slowness);
+    if (worker.link != nullptr && IsAlive(worker) && !worker.draining) workers.push_back(&worker);
   }
-  while (true) {
-    // Move a shard from one worker to another that, with it, has done before the one would have, until no move helps.
-    std::map<std::string, std::vector<int>> shards_of;
-    for (const auto& [id, worker] : workers_) {
-      if (worker.link != nullptr && IsAlive(worker) && !worker.draining) shards_of[id];
-    }
-    for (const auto& [shard, id] : owners_) {
-      if (shards_of.contains(id)) shards_of[id].push_back(shard);
-    }
-    bool moved = false;
-    for (const auto& [from, from_shards] : shards_of) {
-      for (const auto& [to, to_shards] : shards_of) {
-        const double before = workers_.at(from).Load(from_shards.size()), after = workers_.at(to).Load(to_shards.size() + 1);
-        if (moved || from == to || after >= before) continue;
-        for (const int shard : from_shards) {
-          if (!workers_.at(to).CanServe(shard)) continue;
-          owners_[shard] = to;
-          moved = true;
-          break;
-        }
+  // The busiest worker gives a shard to the one that has done first with it, if that is before the busiest would have, until no shard moves. A worker
+  // of whose shards none can go there lets the next busiest give.
+  const auto load = [](const Worker* worker) { return worker->Load(worker->shards.size()); };
+  const auto load_with_one_more = [](const Worker* worker) { return worker->Load(worker->shards.size() + 1); };
+  for (bool moved = true; moved;) {
+    moved = false;
+    std::stable_sort(workers.begin(), workers.end(), [&](const Worker* a, const Worker* b) { return load(a) > load(b); });
+    double least = std::numeric_limits<double>::infinity();
+    for (const Worker* worker : workers) least = std::min(least, load_with_one_more(worker));
+    for (Worker* const from : workers) {
+      if (moved || least >= load(from)) break;
+      Worker* best = nullptr;
+      int best_shard = 0;
+      for (Worker* const to : workers) {
+        if (to == from || load_with_one_more(to) >= (best != nullptr ? load_with_one_more(best) : load(from))) continue;
+        const auto shard = std::find_if(from->shards.begin(), from->shards.end(), [&](int shard) { return to->CanServe(shard); });
+        if (shard == from->shards.end()) continue;
+        best = to;
+        best_shard = *shard;
       }
+      if (best == nullptr) continue;
+      Assign(best_shard, best);
+      moved = true;
     }
-    if (!moved) return;
   }
 }
 
@@ -573,7 +583,7 @@ absl::Time WorkerPool::HedgeLate() {
     for (auto& [idle_id, idle] : workers_) {
       const bool can_help = idle.link != nullptr && idle.welcomed && !idle.draining && IsAlive(idle) && !busy.contains(idle_id) &&
                             idle.CanServe(pending.unit->shard) && !pending.failed_on.contains(idle_id) && idle.slowness < kLate;
-      const double load = idle.Load(1 + ShardsOf(idle_id));
+      const double load = idle.Load(1 + idle.shards.size());
       if (!can_help || (helper != nullptr && load >= least)) continue;
       helper = &idle;
       least = load;
@@ -599,7 +609,7 @@ void WorkerPool::UpdateSlowness() {
 }
 
 void WorkerPool::Unassign(const std::string& worker_id) {
-  std::erase_if(owners_, [&](const auto& owner) { return owner.second == worker_id; });
+  Disown(workers_.at(worker_id));
   for (auto& [id, pending] : pending_) {
     pending.asked.erase(worker_id);
   }
@@ -798,9 +808,7 @@ std::vector<v1::WorkerStatus> WorkerPool::workers() const {
     v1::WorkerStatus status;
     status.set_worker_id(id);
     status.set_connected(worker.link != nullptr);
-    for (const auto& [shard, owner] : owners_) {
-      if (owner == id) status.add_shards(shard);
-    }
+    status.mutable_shards()->Assign(worker.shards.begin(), worker.shards.end());
     status.set_answers(worker.answers);
     status.set_compute_seconds(worker.compute_seconds);
     status.set_shared_memory(worker.link != nullptr ? worker.link->shared_memory() : worker.shared_memory);

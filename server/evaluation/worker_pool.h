@@ -176,6 +176,7 @@ class WorkerPool {
     absl::Time welcomed_at = absl::InfinitePast();  // when its lease began, which it did not know before
     bool draining = false;
     std::set<std::string> held;  // names of vectors, sent or stated
+    std::set<int> shards;        // that it owns
     uint64_t answers = 0;
     double compute_seconds = 0;
     uint64_t past_bytes_sent = 0, past_bytes_received = 0;  // of earlier links
@@ -187,7 +188,7 @@ class WorkerPool {
 
     bool CanServe(int shard) const;
     // What `shards` shards cost, in units of what one costs a usual worker. Differences that may be chance are none.
-    double Load(int64_t shards) const;
+    double Load(size_t shards) const;
   };
   struct Pending {
     const Unit* unit = nullptr;
@@ -214,8 +215,10 @@ class WorkerPool {
   void SendAway(Worker& worker, const absl::Status& why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   v1::SessionResponse WelcomeMessage() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void WelcomeWorker(Worker& worker) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  // How many it owns.
-  int64_t ShardsOf(const std::string& worker_id) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Gives a shard to a worker, or to none: null.
+  void Assign(int shard, Worker* owner) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Takes all shards from a worker.
+  void Disown(Worker& worker) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // The worker for a shard, choosing one if need be; null when nobody can.
   Worker* OwnerOf(int shard, const std::set<std::string>& excluded) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Dispatch(uint64_t id, Pending& pending, Worker& worker) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -255,7 +258,7 @@ class WorkerPool {
   std::shared_ptr<wire::SharedSegment> to_workers_ ABSL_GUARDED_BY(mu_);  // once a worker of this machine has joined
   int shards_ ABSL_GUARDED_BY(mu_) = 0;
   std::map<std::string, Worker> workers_ ABSL_GUARDED_BY(mu_);  // by id
-  std::map<int, std::string> owners_ ABSL_GUARDED_BY(mu_);      // shard -> worker id
+  std::map<int, Worker*> owners_ ABSL_GUARDED_BY(mu_);          // by shard; null: nobody's. Changed by Assign alone
   std::set<std::string> live_ ABSL_GUARDED_BY(mu_);             // names in use by the run
   uint64_t next_id_ ABSL_GUARDED_BY(mu_);
   std::map<uint64_t, Pending> pending_ ABSL_GUARDED_BY(mu_);

@@ -717,6 +717,21 @@ TEST_F(WorkerPoolTest, SpreadsShardsOverNewWorkersWhenRebalanced) {
   EXPECT_THAT(Losses(second.get()), SizeIs(4));
 }
 
+TEST_F(WorkerPoolTest, WhereTheBusiestCannotGiveTheNextOneDoesWhenRebalanced) {
+  pool_.SetShards(5);
+  const auto a = Join(HelloOf("a", 1, {0, 1, 2})), b = Join(HelloOf("b", 1, {3, 4}));
+  auto result = EvaluateAsync(5);
+  for (const auto& request : a->AwaitRequests(3)) Answer(*a, request, 0);
+  for (const auto& request : b->AwaitRequests(2)) Answer(*b, request, 0);
+  EXPECT_TRUE(result.get().ok());
+  const auto c = Join(HelloOf("c", 1, {3, 4}));
+  pool_.Rebalance();
+  const std::vector<v1::WorkerStatus> workers = pool_.workers();
+  EXPECT_THAT(workers[0].shards(), ElementsAre(0, 1, 2));
+  EXPECT_THAT(workers[1].shards(), ElementsAre(4));
+  EXPECT_THAT(workers[2].shards(), ElementsAre(3));
+}
+
 TEST_F(WorkerPoolTest, InterruptEndsAnEvaluationAndTellsTheWorkers) {
   pool_.SetShards(1);
   const auto a = Join(HelloOf("a"));
