@@ -4,6 +4,8 @@
 #include <thread>
 #include <utility>
 
+#include "absl/synchronization/notification.h"
+
 
 namespace hfopt::server {
 
@@ -12,17 +14,20 @@ class EvaluationService::Queue {
  public:
   Queue(EvaluationService& service, std::unique_ptr<grpc::ServerCompletionQueue> queue) : service_(service), queue_(std::move(queue)) {}
   ~Queue() {
+    queue_->Shutdown();
     if (thread_.joinable()) {
       thread_.join();
-      return;
+    } else {
+      Run();
     }
-    queue_->Shutdown();
-    Run();
   }
 
   void Start() {
     AwaitCall();
     thread_ = std::thread([this] { Run(); });
+  }
+  void AwaitEnd() {
+    if (thread_.joinable()) ended_.WaitForNotification();
   }
 
  private:
@@ -37,12 +42,11 @@ class EvaluationService::Queue {
     ++sessions_;
     session->Start(service_.admit_(session->context()), [this] { --sessions_; });
   }
-  // Until the server has been shut down, and the last session with it has ended.
   void Run() {
     void* completion = nullptr;
     for (bool ok = false; queue_->Next(&completion, &ok);) {
       (*static_cast<Completion*>(completion))(ok);
-      if (next_ == nullptr && sessions_ == 0) queue_->Shutdown();
+      if (next_ == nullptr && sessions_ == 0) ended_.Notify();  // nothing is under way, so this comes once
     }
   }
 
@@ -50,6 +54,7 @@ class EvaluationService::Queue {
   const std::unique_ptr<grpc::ServerCompletionQueue> queue_;
   std::shared_ptr<WorkerSession> next_;  // null once the server shuts down
   int sessions_ = 0;
+  absl::Notification ended_;
   Completion called_ = [this](bool ok) { OnCall(ok); };
   std::thread thread_;
 };
@@ -70,6 +75,8 @@ void EvaluationService::Start() {
   for (const auto& queue : queues_) queue->Start();
 }
 
-void EvaluationService::Stop() { queues_.clear(); }
+void EvaluationService::AwaitEnd() {
+  for (const auto& queue : queues_) queue->AwaitEnd();
+}
 
 }  // namespace hfopt::server

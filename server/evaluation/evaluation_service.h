@@ -24,10 +24,11 @@ class EvaluationService final : private v1::EvaluationService::WithRawMethod_Ses
   EvaluationService(WorkerSession::FindPool find_pool, TransferWatchdog& watchdog, Admit admit = [](const auto&) { return absl::OkStatus(); });
   ~EvaluationService() override;
 
-  // In this order: AddTo a builder, which builds and starts a server, Start, Shutdown of the server, Stop, destruction of the server.
+  // In this order: AddTo a builder, which builds and starts a server, Start, Shutdown of the server, AwaitEnd, destruction of the server and of this.
   void AddTo(grpc::ServerBuilder& builder);
   void Start();
-  void Stop();
+  // Returns when no session is left, and no call awaited.
+  void AwaitEnd();
 
  private:
   class Queue;

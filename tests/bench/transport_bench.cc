@@ -25,6 +25,8 @@
 #include "absl/strings/str_cat.h"
 #include "client/cpp/channel.h"
 #include "client/cpp/model_worker.h"
+#include "grpcpp/ext/proto_server_reflection_plugin.h"
+#include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/server_builder.h"
 #include "nlohmann/json.hpp"
 #include "proto/wire/allocator.h"
@@ -217,6 +219,13 @@ class Service {
  public:
   explicit Service(int shards) {
     pool_->SetShards(shards);
+    // They have threads of gRPC's wait for calls, which take part in receiving.
+    static const bool plugins_once = [] {
+      grpc::EnableDefaultHealthCheckService(true);
+      grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+      return true;
+    }();
+    (void)plugins_once;
     grpc::ServerBuilder builder;
     int port = 0;
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
@@ -229,7 +238,7 @@ class Service {
   ~Service() {
     pool_->Finish({});
     server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(2));
-    sessions_.Stop();
+    sessions_.AwaitEnd();
   }
   const std::string& address() const { return address_; }
   server::WorkerPool& pool() { return *pool_; }

@@ -44,7 +44,7 @@ class WorkerSessionTest : public ::testing::Test {
     context_.TryCancel();
     server_->Shutdown();
     server_->Wait();
-    service_.Stop();
+    service_.AwaitEnd();
   }
 
   void Write(const v1::SessionRequest& message) { EXPECT_TRUE(stream_->Write(message)); }
@@ -253,7 +253,7 @@ TEST(WorkerSession, EndsWithAStatusWhenMemoryGivesOut) {
   EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   server->Shutdown();
   server->Wait();
-  service.Stop();
+  service.AwaitEnd();
 }
 
 // The transport in the process holds a write back until the other side reads: Welcome waits for the worker, which waits for the session to read on.
