@@ -1,5 +1,6 @@
 // What the service costs: the same training in this process, and through a server and one worker, real processes on loopback. Both have
 // one thread for the model. Wall time from the first iteration's start to the last one's end, checkpoints included. And what a journal adds to it.
+// The argument is the number of iterations: samples grow with them, so that the first ones are those in which the service weighs most.
 
 #include <algorithm>
 #include <chrono>
@@ -18,15 +19,14 @@ namespace hfopt::testing {
 namespace {
 
 constexpr char kLayers[] = "440-1024-512-102";  // 1,028,710 parameters
-constexpr int kIterations = 8;
-constexpr int kRounds = 5;
+constexpr int kRounds = 3;
 constexpr uint64_t kSeed = 1;
 constexpr double kJournalSeconds = 10;
 
-v1::OptimizerOptions Options() {
+v1::OptimizerOptions Options(int iterations) {
   v1::OptimizerOptions options;
   options.set_preset(v1::OptimizerOptions::PRESET_ACCELERATED);
-  options.mutable_stop()->set_max_iterations(kIterations);
+  options.mutable_stop()->set_max_iterations(iterations);
   return options;
 }
 
@@ -36,18 +36,18 @@ struct Measurement {
   v1::PhaseSeconds phases;
 };
 
-Measurement TrainInProcess() {
+Measurement TrainInProcess(int iterations) {
   auto model = models::MakeModel<float>({.task = "an4", .data = HFOPT_AN4_DATA, .layers = kLayers}).value();
   LocalObjective<float> objective(*model, 1);
   Vector<float> theta = model->InitialParameters(kSeed).value();
   const auto start = std::chrono::steady_clock::now();
   Measurement result;
-  result.theta = RunLocally<float>(objective, std::move(theta), Options()).theta;
+  result.theta = RunLocally<float>(objective, std::move(theta), Options(iterations)).theta;
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return result;
 }
 
-Measurement TrainThroughTheService(double journal_seconds) {
+Measurement TrainThroughTheService(int iterations, double journal_seconds) {
   TemporaryDirectory state;
   Process server({HFOPT_SERVER_BINARY, "--address", "127.0.0.1:0", "--state-dir", state.path()});
   const std::string address = server.AwaitErrorLine("listening on ");
@@ -58,7 +58,7 @@ Measurement TrainThroughTheService(double journal_seconds) {
   options.set_shards(1);
   options.set_seed(kSeed);
   options.set_journal_seconds(journal_seconds);
-  *options.mutable_optimizer() = Options();
+  *options.mutable_optimizer() = Options(iterations);
   EXPECT_TRUE(client.Create("r", options).ok());
   EXPECT_TRUE(client.Start("r").ok());
   const auto run = client.Watch("r", 0, [](const v1::WatchRunResponse&) { return true; });
@@ -75,18 +75,18 @@ double Median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-int Main() {
+int Main(int iterations) {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);  // rounds as they come, also into a file
   std::vector<double> ratios, journal_ratios, in_process, service;
   v1::PhaseSeconds phases;
   for (int round = 0; round < kRounds; ++round) {
     // Who goes first alternates: a machine that gets slower or faster favours neither.
     Measurement local, remote, journalled;
-    if (round % 2 == 0) local = TrainInProcess();
-    if (round % 2 == 1) journalled = TrainThroughTheService(kJournalSeconds);
-    remote = TrainThroughTheService(0);
-    if (round % 2 == 0) journalled = TrainThroughTheService(kJournalSeconds);
-    if (round % 2 == 1) local = TrainInProcess();
+    if (round % 2 == 0) local = TrainInProcess(iterations);
+    if (round % 2 == 1) journalled = TrainThroughTheService(iterations, kJournalSeconds);
+    remote = TrainThroughTheService(iterations, 0);
+    if (round % 2 == 0) journalled = TrainThroughTheService(iterations, kJournalSeconds);
+    if (round % 2 == 1) local = TrainInProcess(iterations);
     if (local.theta != remote.theta || local.theta != journalled.theta) {
       std::fprintf(stderr, "overhead: they did not compute the same bits\n");
       return 1;
@@ -101,7 +101,7 @@ int Main() {
   }
   const nlohmann::json result = {{"bench", "overhead"},
                                  {"parameters", 1028710},
-                                 {"iterations", kIterations},
+                                 {"iterations", iterations},
                                  {"rounds", kRounds},
                                  {"in_process_seconds", Median(in_process)},
                                  {"service_seconds", Median(service)},
@@ -118,4 +118,6 @@ int Main() {
 }  // namespace
 }  // namespace hfopt::testing
 
-int main() { return hfopt::testing::Main(); }
+int main(int argc, char** argv) {
+  return hfopt::testing::Main(argc > 1 ? std::stoi(argv[1]) : 20);
+}
