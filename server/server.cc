@@ -131,7 +131,7 @@ void Server::Shutdown() {
   runs_->Shutdown();
   grpc_server_->Shutdown(absl::ToChronoTime(absl::Now() + kShutdownGrace));
   grpc_server_->Wait();
-  evaluation_service_->AwaitEnd();
+  evaluation_service_->Stop();
   grpc_server_.reset();
   health_server_.reset();  // NOT_SERVING until the end
 }

@@ -153,7 +153,7 @@ absl::Status Check(const CheckFlags& flags, const Context& context) {
   constexpr std::chrono::seconds kGrace(5);
   grpc_server->Shutdown(std::chrono::system_clock::now() + kGrace);
   grpc_server->Wait();
-  sessions.AwaitEnd();
+  sessions.Stop();
 
   HFOPT_RETURN_IF_ERROR(results.status());
   PrintResults(*results, context.output);

@@ -1,18 +1,16 @@
 #include "server/evaluation/evaluation_service.h"
 
 #include <algorithm>
+#include <atomic>
 #include <thread>
 #include <utility>
 
-#include "absl/synchronization/notification.h"
-
-
 namespace hfopt::server {
 
-// Takes calls, one after the other, and serves their sessions.
+// A completion queue and its thread.
 class EvaluationService::Queue {
  public:
-  Queue(EvaluationService& service, std::unique_ptr<grpc::ServerCompletionQueue> queue) : service_(service), queue_(std::move(queue)) {}
+  explicit Queue(std::unique_ptr<grpc::ServerCompletionQueue> queue) : queue_(std::move(queue)) {}
   ~Queue() {
     queue_->Shutdown();
     if (thread_.joinable()) {
@@ -23,39 +21,19 @@ class EvaluationService::Queue {
   }
 
   void Start() {
-    AwaitCall();
     thread_ = std::thread([this] { Run(); });
   }
-  void AwaitEnd() {
-    if (thread_.joinable()) ended_.WaitForNotification();
-  }
+  grpc::ServerCompletionQueue* get() const { return queue_.get(); }
+
+  std::atomic<int> sessions = 0;
 
  private:
-  void AwaitCall() {
-    next_ = std::make_shared<WorkerSession>(service_.find_pool_, service_.watchdog_);
-    service_.RequestSession(&next_->context(), &next_->stream(), queue_.get(), queue_.get(), &called_);
-  }
-  void OnCall(bool ok) {
-    const std::shared_ptr<WorkerSession> session = std::exchange(next_, nullptr);
-    if (!ok) return;  // the server shuts down
-    AwaitCall();
-    ++sessions_;
-    session->Start(service_.admit_(session->context()), [this] { --sessions_; });
-  }
   void Run() {
     void* completion = nullptr;
-    for (bool ok = false; queue_->Next(&completion, &ok);) {
-      (*static_cast<Completion*>(completion))(ok);
-      if (next_ == nullptr && sessions_ == 0) ended_.Notify();  // nothing is under way, so this comes once
-    }
+    for (bool ok = false; queue_->Next(&completion, &ok);) (*static_cast<Completion*>(completion))(ok);
   }
 
-  EvaluationService& service_;
   const std::unique_ptr<grpc::ServerCompletionQueue> queue_;
-  std::shared_ptr<WorkerSession> next_;  // null once the server shuts down
-  int sessions_ = 0;
-  absl::Notification ended_;
-  Completion called_ = [this](bool ok) { OnCall(ok); };
   std::thread thread_;
 };
 
@@ -68,15 +46,50 @@ void EvaluationService::AddTo(grpc::ServerBuilder& builder) {
   builder.RegisterService(this);
   // Two sessions at least are served at once; and the workers on this machine need its cores, too.
   const unsigned queues = std::clamp(std::thread::hardware_concurrency() / 2, 2u, 16u);
-  for (unsigned i = 0; i < queues; ++i) queues_.push_back(std::make_unique<Queue>(*this, builder.AddCompletionQueue()));
+  for (unsigned i = 0; i < queues; ++i) queues_.push_back(std::make_unique<Queue>(builder.AddCompletionQueue()));
 }
 
 void EvaluationService::Start() {
+  AwaitCall();
   for (const auto& queue : queues_) queue->Start();
 }
 
-void EvaluationService::AwaitEnd() {
-  for (const auto& queue : queues_) queue->AwaitEnd();
+void EvaluationService::AwaitCall() {
+  {
+    absl::MutexLock lock(&mu_);
+    ++open_;
+  }
+  next_ = std::make_shared<WorkerSession>(find_pool_, watchdog_);
+  queue_of_next_ = std::min_element(queues_.begin(), queues_.end(), [](const auto& a, const auto& b) { return a->sessions < b->sessions; })->get();
+  RequestSession(&next_->context(), &next_->stream(), queue_of_next_->get(), /*notification_cq=*/queues_.front()->get(), &called_);
+}
+
+void EvaluationService::OnCall(bool ok) {
+  const std::shared_ptr<WorkerSession> session = std::exchange(next_, nullptr);
+  if (ok) {
+    Queue& queue = *queue_of_next_;
+    ++queue.sessions;
+    AwaitCall();
+    session->Start(admit_(session->context()), [this, &queue] {
+      --queue.sessions;
+      Closed();
+    });
+  } else {  // the server shuts down
+    Closed();
+  }
+}
+
+void EvaluationService::Closed() {
+  absl::MutexLock lock(&mu_);
+  --open_;
+}
+
+void EvaluationService::Stop() {
+  {
+    absl::MutexLock lock(&mu_);
+    mu_.Await(absl::Condition(+[](int* open) { return *open == 0; }, &open_));
+  }
+  queues_.clear();
 }
 
 }  // namespace hfopt::server

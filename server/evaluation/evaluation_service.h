@@ -5,7 +5,9 @@
 #include <memory>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
 #include "grpcpp/server_builder.h"
 #include "hfopt/v1/evaluation_service.grpc.pb.h"
 #include "server/evaluation/worker_session.h"
@@ -15,8 +17,8 @@ namespace hfopt::server {
 // Brings each worker's session to the pool of its run, once `admit` has nothing against its caller. "Raw", because sessions frame their messages
 // themselves.
 //
-// Sessions are spread over completion queues, each with one thread: what one thread receives it also copies into place, while the bytes are in its
-// cache. (gRPC's callbacks come from threads that share a queue and hand every descriptor on to each other, which cost a seventh more CPU.)
+// Sessions are spread over completion queues, each with one thread: the thread that receives bytes also copies them into place, while they are in its
+// cache ("Who receives" in server/README.md).
 class EvaluationService final : private v1::EvaluationService::WithRawMethod_Session<v1::EvaluationService::Service> {
  public:
   using Admit = std::function<absl::Status(const grpc::ServerContext&)>;
@@ -24,19 +26,32 @@ class EvaluationService final : private v1::EvaluationService::WithRawMethod_Ses
   EvaluationService(WorkerSession::FindPool find_pool, TransferWatchdog& watchdog, Admit admit = [](const auto&) { return absl::OkStatus(); });
   ~EvaluationService() override;
 
-  // In this order: AddTo a builder, which builds and starts a server, Start, Shutdown of the server, AwaitEnd, destruction of the server and of this.
+  // In this order: AddTo a builder, which builds and starts a server, Start, Shutdown of the server, Stop, destruction of the server. (Until then gRPC has
+  // something in the queues that needs the server.)
   void AddTo(grpc::ServerBuilder& builder);
   void Start();
-  // Returns when no session is left, and no call awaited.
-  void AwaitEnd();
+  // Waits for the sessions to end, and ends the threads.
+  void Stop();
 
  private:
   class Queue;
 
+  // Of the first queue's thread, which takes all calls: each is served by the queue that has the fewest sessions when it begins to be awaited.
+  void AwaitCall();
+  void OnCall(bool ok);
+
+  // One that was open is so no more.
+  void Closed();
+
   const WorkerSession::FindPool find_pool_;
   TransferWatchdog& watchdog_;
   const Admit admit_;
-  std::vector<std::unique_ptr<Queue>> queues_;
+  Completion called_ = [this](bool ok) { OnCall(ok); };
+  std::shared_ptr<WorkerSession> next_;  // for the call that is awaited
+  Queue* queue_of_next_ = nullptr;
+  absl::Mutex mu_;
+  int open_ ABSL_GUARDED_BY(mu_) = 0;  // sessions, and the call that is awaited
+  std::vector<std::unique_ptr<Queue>> queues_;  // destroyed first: their threads use the rest
 };
 
 }  // namespace hfopt::server

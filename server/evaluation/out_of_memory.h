@@ -9,7 +9,8 @@
 namespace hfopt::server {
 
 // What `work` answers, a Status or StatusOr; RESOURCE_EXHAUSTED when memory gave out in it. To be put around what handles a message of a
-// stream: gRPC swallows the exceptions of a reaction, which then neither reads on nor finishes, and holds up the server's shutdown for ever.
+// stream: gRPC swallows the exceptions of a reaction, which then neither reads on nor finishes, and holds up the server's shutdown for ever; in a
+// queue's thread they end the process.
 template <typename Work>
 std::invoke_result_t<Work> CatchOutOfMemory(Work work) {
   try {

@@ -599,10 +599,12 @@ void WorkerPool::UpdateSlowness() {
   const std::optional<absl::Duration> usual = UsualTime();
   if (!usual.has_value() || *usual <= absl::ZeroDuration() || unit_times_.size() < 2) return;
   for (const auto& [id, times] : unit_times_) {
+    const auto worker = workers_.find(id);
+    if (worker == workers_.end()) continue;  // was late, left without an answer, and has been forgotten
     absl::Duration sum;
     for (const absl::Duration time : times) sum += time;
     const double ratio = absl::FDivDuration(sum / static_cast<int64_t>(times.size()), *usual);
-    double& slowness = workers_.at(id).slowness;
+    double& slowness = worker->second.slowness;
     // One that was late is known at once; the rest is averaged.
     slowness = ratio >= kLate ? std::max(slowness, ratio) : slowness + kNewEvaluation * (ratio - slowness);
   }

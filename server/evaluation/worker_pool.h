@@ -71,7 +71,7 @@ struct PoolAccounting {
 // shard has nothing to do: that one is asked too, the answer that comes first counts, and the shard is then its worker's (Dean and Barroso, The tail
 // at scale, CACM 2013, hedged requests).
 //
-// Sessions call from gRPC threads (Join, OnAnswer, ...), which never wait; the run's thread calls Evaluate, which does. Thread-safe. Lock
+// Sessions call from the threads of their queues (Join, OnAnswer, ...), which never wait; the run's thread calls Evaluate, which does. Thread-safe. Lock
 // order: the pool's mutex before a link's, which only guards its queue; a link calls the pool with no lock held.
 class WorkerPool {
  public:

@@ -136,9 +136,12 @@ absl::Status WorkerSession::HandleHello(const v1::Hello& hello) {
   }
   HFOPT_FAILPOINT_OR_RETURN("session.hello");
   HFOPT_ASSIGN_OR_RETURN(std::shared_ptr<WorkerPool> pool, find_pool_(hello));
-  HFOPT_RETURN_IF_ERROR(pool->Join(hello, shared_from_this()));
-  buffers_ = pool->buffers();
-  pool_ = std::move(pool);
+  pool_ = std::move(pool);  // also if memory gives out in Join: it may have this link by then
+  if (const absl::Status joined = pool_->Join(hello, shared_from_this()); !joined.ok()) {
+    pool_ = nullptr;
+    return joined;
+  }
+  buffers_ = pool_->buffers();
   absl::MutexLock lock(&mu_);
   if (!closing_.has_value()) watched_->Moved();
   return absl::OkStatus();
@@ -309,6 +312,7 @@ void WorkerSession::Pump() {
     }
     ++operations_;
   }
+  // gRPC takes the end while a read is under way, which then ends without success; OnDone comes after both.
   if (frame.has_value()) {
     stream_.Write(*frame, &write_done_);
   } else {
@@ -325,7 +329,11 @@ void WorkerSession::OnWriteDone(bool ok) {
       outgoing_.clear();
     }
   }
-  Pump();
+  const absl::Status status = CatchOutOfMemory([this] {
+    Pump();
+    return absl::OkStatus();
+  });
+  if (!status.ok()) Close(status);  // or nothing would write on
 }
 
 void WorkerSession::OnOperationDone() {

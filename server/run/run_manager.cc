@@ -96,13 +96,14 @@ absl::StatusOr<std::unique_ptr<RunManager>> RunManager::Open(RunEnvironment envi
 absl::StatusOr<std::shared_ptr<Run>> RunManager::Create(const v1::CreateRunRequest& request) {
   HFOPT_RETURN_IF_ERROR(CheckRunId(request.run_id()));
   HFOPT_ASSIGN_OR_RETURN(const v1::RunOptions options, CompleteOptions(request.options(), environment_));
-  absl::MutexLock lock(&mu_);
-  if (const auto known = unrecovered_.find(request.run_id()); known != unrecovered_.end()) return known->second;
-  if (const auto known = runs_.find(request.run_id()); known != runs_.end()) {
-    Run& run = *known->second;
+  absl::MutexLock creating(&creating_);
+  const absl::StatusOr<std::shared_ptr<Run>> known = Find(absl::StrCat("runs/", request.run_id().c_str()));
+  if (absl::IsFailedPrecondition(known.status())) return known.status();  // stored, but not recovered
+  if (known.ok()) {
+    Run& run = **known;
     if (!request.request_id().empty() && request.request_id() == run.request_id()) {
       const std::string difference = Difference(request.options(), options, run.Snapshot().options());
-      if (difference.empty()) return known->second;
+      if (difference.empty()) return known;
       return absl::AlreadyExistsError(absl::StrCat("runs/", request.run_id().c_str(),
                                                    " was created by the same request_id with other options: ",
                                                    difference.c_str(), "choose another id, or delete it first"));
@@ -118,6 +119,7 @@ absl::StatusOr<std::shared_ptr<Run>> RunManager::Create(const v1::CreateRunReque
   HFOPT_RETURN_IF_ERROR(environment_.store->PutRun(record, request.request_id()));
   HFOPT_ASSIGN_OR_RETURN(std::shared_ptr<Run> run,
                          Run::Open(std::move(record), request.request_id(), environment_));
+  absl::MutexLock lock(&mu_);
   runs_[request.run_id()] = run;
   return run;
 }
@@ -143,9 +145,10 @@ std::vector<std::shared_ptr<Run>> RunManager::List(const std::string& after_id, 
 absl::Status RunManager::Delete(absl::string_view name) {
   HFOPT_ASSIGN_OR_RETURN(const std::string id, RunIdFromName(name));
   {
-    absl::MutexLock lock(&mu_);
-    if (unrecovered_.contains(id)) {
+    absl::MutexLock creating(&creating_);
+    if (absl::IsFailedPrecondition(Find(name).status())) {
       HFOPT_RETURN_IF_ERROR(environment_.store->DeleteRun(id));
+      absl::MutexLock lock(&mu_);
       unrecovered_.erase(id);
       return absl::OkStatus();
     }

@@ -38,7 +38,8 @@ class RunManager {
   explicit RunManager(RunEnvironment environment) : environment_(std::move(environment)) {}
 
   const RunEnvironment environment_;
-  mutable absl::Mutex mu_;
+  absl::Mutex creating_ ABSL_ACQUIRED_BEFORE(mu_);  // held while something is stored or deleted whose id nothing has in runs_
+  mutable absl::Mutex mu_;                          // never held while the disk is waited for: workers' sessions ask for runs
   std::map<std::string, std::shared_ptr<Run>> runs_ ABSL_GUARDED_BY(mu_);
   std::map<std::string, absl::Status> unrecovered_ ABSL_GUARDED_BY(mu_);  // what to say of them
 };

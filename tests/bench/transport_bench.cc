@@ -238,7 +238,7 @@ class Service {
   ~Service() {
     pool_->Finish({});
     server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(2));
-    sessions_.AwaitEnd();
+    sessions_.Stop();
   }
   const std::string& address() const { return address_; }
   server::WorkerPool& pool() { return *pool_; }

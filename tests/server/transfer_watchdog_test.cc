@@ -46,7 +46,7 @@ class TransferWatchdogTest : public ::testing::Test {
     manager_->Shutdown();
     server_->Shutdown(absl::ToChronoTime(absl::Now() + absl::Seconds(1)));
     server_->Wait();
-    evaluations_.AwaitEnd();
+    evaluations_.Stop();
   }
 
   // Lets hours pass until a call has been ended.

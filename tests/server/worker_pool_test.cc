@@ -635,6 +635,26 @@ TEST_F(WorkerPoolTest, ASecondWorkerThatFailsOrGoesLeavesTheFirst) {
   EXPECT_THAT(Losses(result.get()), ElementsAre(1, 2));
 }
 
+TEST_F(WorkerPoolTest, ALateWorkerMayBeForgottenBeforeTheEvaluationEnds) {
+  pool_.SetShards(4);
+  const auto a = Join(HelloOf("a")), b = Join(HelloOf("b")), c = Join(HelloOf("c")), d = Join(HelloOf("d")), e = Join(HelloOf("e"));
+  auto result = EvaluateAsync(4);
+  const auto of_a = a->AwaitRequests(1)[0], of_b = b->AwaitRequests(1)[0], of_c = c->AwaitRequests(1)[0], of_d = d->AwaitRequests(1)[0];
+  Advance(absl::Seconds(1));
+  Answer(*a, of_a, 1);
+  Answer(*c, of_c, 3);
+  Advance(absl::Seconds(3));
+  EXPECT_EQ(e->AwaitRequests(1)[0].id(), of_d.id());
+  EXPECT_EQ(a->AwaitRequests(2)[1].id(), of_b.id());
+  Answer(*a, of_b, 2);
+  pool_.OnDrain(b.get());  // which has never answered
+  pool_.OnDisconnected(b.get());
+  const auto f = Join(HelloOf("f"));
+  EXPECT_THAT(pool_.workers(), SizeIs(5)) << "b is forgotten";
+  Answer(*e, of_d, 4);
+  EXPECT_THAT(Losses(result.get()), ElementsAre(1, 2, 3, 4));
+}
+
 TEST_F(WorkerPoolTest, WhenTheLateWorkerIsLostTheSecondGoesOn) {
   pool_.SetShards(2);
   const auto a = Join(HelloOf("a")), b = Join(HelloOf("b")), c = Join(HelloOf("c"));

@@ -1,15 +1,20 @@
 #include "server/evaluation/worker_session.h"
 
+#include <algorithm>
 #include <cstring>
 #include <future>
 #include <memory>
 #include <new>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "gmock/gmock.h"
 #include "grpcpp/channel.h"
+#include "grpcpp/create_channel.h"
 #include "grpcpp/server.h"
 #include "grpcpp/server_builder.h"
 #include "gtest/gtest.h"
@@ -26,6 +31,21 @@ using ::testing::HasSubstr;
 using wire::SharedSegment;
 
 constexpr int64_t kParameters = 3;
+
+v1::SessionRequest HelloOf(const std::string& worker_id, const std::string& host = wire::HostName()) {
+  v1::SessionRequest message;
+  v1::Hello& hello = *message.mutable_hello();
+  hello.set_protocol_version(1);
+  hello.set_worker_id(worker_id);
+  hello.set_num_parameters(kParameters);
+  hello.set_incarnation(1);
+  hello.set_training_examples(10);
+  hello.set_held_out_examples(10);
+  hello.set_model_signature("free");
+  hello.add_element_types(v1::ELEMENT_TYPE_FLOAT32);
+  hello.set_host(host);
+  return message;
+}
 
 // One session of a worker on the generated stub, with the pool of a run of one shard behind it.
 class WorkerSessionTest : public ::testing::Test {
@@ -44,7 +64,7 @@ class WorkerSessionTest : public ::testing::Test {
     context_.TryCancel();
     server_->Shutdown();
     server_->Wait();
-    service_.AwaitEnd();
+    service_.Stop();
   }
 
   void Write(const v1::SessionRequest& message) { EXPECT_TRUE(stream_->Write(message)); }
@@ -61,20 +81,7 @@ class WorkerSessionTest : public ::testing::Test {
     return stream_->Finish();
   }
 
-  void WriteHello(const std::string& host = wire::HostName()) {
-    v1::SessionRequest message;
-    v1::Hello& hello = *message.mutable_hello();
-    hello.set_protocol_version(1);
-    hello.set_worker_id("w");
-    hello.set_num_parameters(kParameters);
-    hello.set_incarnation(1);
-    hello.set_training_examples(10);
-    hello.set_held_out_examples(10);
-    hello.set_model_signature("free");
-    hello.add_element_types(v1::ELEMENT_TYPE_FLOAT32);
-    hello.set_host(host);
-    Write(message);
-  }
+  void WriteHello(const std::string& host = wire::HostName()) { Write(HelloOf("w", host)); }
   v1::Welcome SayHello(const std::string& host = wire::HostName()) {
     WriteHello(host);
     return Read().welcome();
@@ -233,6 +240,53 @@ TEST_F(WorkerSessionOffence, AttachingToWhatWasNotOffered) {
   ExpectEnd(grpc::StatusCode::INVALID_ARGUMENT, "no memory was offered");
 }
 
+TEST(EvaluationService, SpreadsSessionsOverItsThreadsAndEndsThemWithoutAWordOfTheirs) {
+  const auto pool = std::make_shared<WorkerPool>(WorkerPool::Options{.run_name = "runs/r", .lease = absl::Seconds(60)});
+  absl::Mutex mu;
+  std::vector<std::thread::id> threads;
+  TransferWatchdog watchdog(absl::Minutes(1));
+  EvaluationService service(
+      [&](const v1::Hello&) {
+        absl::MutexLock lock(&mu);
+        threads.push_back(std::this_thread::get_id());
+        return pool;
+      },
+      watchdog);
+  grpc::ServerBuilder builder;
+  int port = 0;
+  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+  service.AddTo(builder);
+  const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  service.Start();
+  pool->SetShards(1);
+
+  constexpr int kSessions = 6;
+  std::vector<grpc::ClientContext> contexts(kSessions);
+  std::vector<std::unique_ptr<grpc::ClientReaderWriter<v1::SessionRequest, v1::SessionResponse>>> sessions;
+  for (int i = 0; i < kSessions; ++i) {
+    grpc::ChannelArguments own_connection;
+    own_connection.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+    const auto channel = grpc::CreateCustomChannel(absl::StrCat("127.0.0.1:", port), grpc::InsecureChannelCredentials(), own_connection);
+    sessions.push_back(v1::EvaluationService::NewStub(channel)->Session(&contexts[i]));
+    ASSERT_TRUE(sessions.back()->Write(HelloOf(absl::StrCat("w-", i))));
+    v1::SessionResponse response;
+    ASSERT_TRUE(sessions.back()->Read(&response));
+    EXPECT_TRUE(response.has_welcome());
+  }
+  {
+    absl::MutexLock lock(&mu);
+    EXPECT_NE(threads[0], threads[1]);
+    for (const std::thread::id thread : threads) EXPECT_LE(std::count(threads.begin(), threads.end(), thread), kSessions / 2);
+  }
+
+  pool->CloseSessions(absl::UnavailableError("enough"));
+  server->Shutdown();
+  service.Stop();
+  v1::SessionResponse response;
+  EXPECT_FALSE(sessions[0]->Read(&response));
+  EXPECT_EQ(sessions[0]->Finish().error_message(), "enough");
+}
+
 TEST(WorkerSession, EndsWithAStatusWhenMemoryGivesOut) {
   // A machine without memory: whatever a session needs cannot be had.
   TransferWatchdog watchdog(absl::Minutes(1));
@@ -253,7 +307,7 @@ TEST(WorkerSession, EndsWithAStatusWhenMemoryGivesOut) {
   EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   server->Shutdown();
   server->Wait();
-  service.AwaitEnd();
+  service.Stop();
 }
 
 // The transport in the process holds a write back until the other side reads: Welcome waits for the worker, which waits for the session to read on.
