@@ -1,7 +1,6 @@
 #include "server/evaluation/evaluation_service.h"
 
 #include <algorithm>
-#include <atomic>
 #include <thread>
 #include <utility>
 
@@ -25,7 +24,8 @@ class EvaluationService::Queue {
   }
   grpc::ServerCompletionQueue* get() const { return queue_.get(); }
 
-  std::atomic<int> sessions = 0;
+  std::shared_ptr<WorkerSession> next;  // for the call that is awaited
+  Completion called;                    // when it has come
 
  private:
   void Run() {
@@ -50,30 +50,27 @@ void EvaluationService::AddTo(grpc::ServerBuilder& builder) {
 }
 
 void EvaluationService::Start() {
-  AwaitCall();
-  for (const auto& queue : queues_) queue->Start();
+  for (const auto& queue : queues_) {
+    queue->called = [this, &queue = *queue](bool ok) { OnCall(queue, ok); };
+    AwaitCall(*queue);
+    queue->Start();
+  }
 }
 
-void EvaluationService::AwaitCall() {
+void EvaluationService::AwaitCall(Queue& queue) {
   {
     absl::MutexLock lock(&mu_);
     ++open_;
   }
-  next_ = std::make_shared<WorkerSession>(find_pool_, watchdog_);
-  queue_of_next_ = std::min_element(queues_.begin(), queues_.end(), [](const auto& a, const auto& b) { return a->sessions < b->sessions; })->get();
-  RequestSession(&next_->context(), &next_->stream(), queue_of_next_->get(), /*notification_cq=*/queues_.front()->get(), &called_);
+  queue.next = std::make_shared<WorkerSession>(find_pool_, watchdog_);
+  RequestSession(&queue.next->context(), &queue.next->stream(), queue.get(), queue.get(), &queue.called);
 }
 
-void EvaluationService::OnCall(bool ok) {
-  const std::shared_ptr<WorkerSession> session = std::exchange(next_, nullptr);
+void EvaluationService::OnCall(Queue& queue, bool ok) {
+  const std::shared_ptr<WorkerSession> session = std::exchange(queue.next, nullptr);
   if (ok) {
-    Queue& queue = *queue_of_next_;
-    ++queue.sessions;
-    AwaitCall();
-    session->Start(admit_(session->context()), [this, &queue] {
-      --queue.sessions;
-      Closed();
-    });
+    AwaitCall(queue);
+    session->Start(admit_(session->context()), [this] { Closed(); });
   } else {  // the server shuts down
     Closed();
   }
