@@ -1,5 +1,7 @@
 // The server's vector arithmetic against the memory bandwidth of this machine: bytes read and written per second, relative to the STREAM
-// triad a = b + s c (3 n numbers, as STREAM counts) of the same length, one thread, float32.
+// triad a = b + s c (3 n numbers, as STREAM counts), one thread, float32. The triad's three arrays take as many bytes as the vectors of
+// the arithmetic: STREAM wants arrays of four times the last cache, which no vector here is where that cache has hundreds of MiB, and then
+// a triad over less memory measures the cache. The ratio to the triad of the same n is printed too.
 
 #include <algorithm>
 #include <cmath>
@@ -27,27 +29,30 @@ Vector<float> Numbers(int64_t n, int phase) {
   return v;
 }
 
+// The vectors that each kind of arithmetic has in memory.
+constexpr int kDotVectors = 2, kCgVectors = 5, kTwoLoopVectors = 2 * kMemory + 2, kReductionVectors = kShards + 1;
+
 void Report(benchmark::State& state, double vectors) {
   state.SetBytesProcessed(state.iterations() * static_cast<int64_t>(vectors * state.range(0) * sizeof(float)));
 }
 
-// a, b and c are distinct, so __restrict holds.
-void Triad(benchmark::State& state) {
-  const int64_t n = state.range(0);
-  Vector<float> a = Numbers(n, 0), b = Numbers(n, 1), c = Numbers(n, 2);
+// Three arrays that together take as much as `vectors` vectors. a, b and c are distinct, so __restrict holds.
+void Triad(benchmark::State& state, int vectors) {
+  const int64_t n = state.range(0) * vectors / 3;
+  Vector<float> a = Vector<float>::Ones(n), b = a, c = a;
   for (auto _ : state) {
     float* __restrict pa = a.data();
     const float *__restrict pb = b.data(), *__restrict pc = c.data();
     for (int64_t i = 0; i < n; ++i) pa[i] = pb[i] + 3.0f * pc[i];
     benchmark::ClobberMemory();
   }
-  Report(state, 3);
+  Report(state, vectors);
 }
 
 void DotProduct(benchmark::State& state) {
   const Vector<float> a = Numbers(state.range(0), 0), b = Numbers(state.range(0), 1);
   for (auto _ : state) benchmark::DoNotOptimize(Dot(a, b));
-  Report(state, 2);
+  Report(state, kDotVectors);
 }
 
 void FusedCgUpdate(benchmark::State& state) {
@@ -91,18 +96,35 @@ void ShardReduction(benchmark::State& state) {
   Report(state, 2 + 3 * (kShards - 1) + 2);  // the first is copied, the others are added, the sum is scaled
 }
 
-void Sizes(benchmark::internal::Benchmark* bench) {
-  bench->Arg(10'000'000)->Arg(45'000'000)->Unit(benchmark::kMillisecond)->MinTime(0.4)->Repetitions(5)->ReportAggregatesOnly();
+struct Kernel {
+  const char* name;
+  void (*run)(benchmark::State&);
+  int vectors;
+};
+constexpr Kernel kKernels[] = {{"DotProduct", DotProduct, kDotVectors},
+                               {"FusedCgUpdate", FusedCgUpdate, kCgVectors},
+                               {"LbfgsTwoLoop", LbfgsTwoLoop, kTwoLoopVectors},
+                               {"ShardReduction", ShardReduction, kReductionVectors}};
+constexpr char kTriad[] = "Triad";
+
+// The triad that a kernel is measured by, run right after it.
+std::string TriadOf(const std::string& kernel) { return kTriad + kernel; }
+
+void Register() {
+  const auto sizes = [](benchmark::internal::Benchmark* bench) {
+    bench->Arg(10'000'000)->Arg(45'000'000)->Unit(benchmark::kMillisecond)->MinTime(0.4)->Repetitions(5)->ReportAggregatesOnly();
+  };
+  sizes(benchmark::RegisterBenchmark(kTriad, Triad, 3));
+  for (const Kernel& kernel : kKernels) {
+    sizes(benchmark::RegisterBenchmark(kernel.name, kernel.run));
+    sizes(benchmark::RegisterBenchmark(TriadOf(kernel.name).c_str(), Triad, kernel.vectors));
+  }
 }
-BENCHMARK(Triad)->Apply(Sizes);
-BENCHMARK(DotProduct)->Apply(Sizes);
-BENCHMARK(FusedCgUpdate)->Apply(Sizes);
-BENCHMARK(LbfgsTwoLoop)->Apply(Sizes);
-BENCHMARK(ShardReduction)->Apply(Sizes);
 
 // Remembers the median bandwidths.
 class Medians : public benchmark::ConsoleReporter {
  public:
+  Medians() : ConsoleReporter(OO_None) {}  // no colours: their end would stand before the JSON
   void ReportRuns(const std::vector<Run>& runs) override {
     for (const Run& run : runs) {
       if (run.aggregate_name == "median") {
@@ -115,17 +137,20 @@ class Medians : public benchmark::ConsoleReporter {
 };
 
 int Main(int argc, char** argv) {
+  Register();
   benchmark::Initialize(&argc, argv);
   Medians medians;
   benchmark::RunSpecifiedBenchmarks(&medians);
   nlohmann::json result = {{"bench", "vectors"}};
   double worst = INFINITY;
-  for (const auto& [size, triad] : medians.bandwidth["Triad"]) {
+  for (const auto& [size, triad] : medians.bandwidth[kTriad]) {
     result["triad_gb_per_s"][size] = triad / 1e9;
-    for (const auto& [name, by_size] : medians.bandwidth) {
-      if (name == "Triad" || !by_size.contains(size)) continue;
-      const double ratio = by_size.at(size) / triad;
-      result["ratio"][name][size] = ratio;
+    for (const Kernel& kernel : kKernels) {
+      if (!medians.bandwidth.contains(kernel.name)) continue;  // filtered out
+      const double bandwidth = medians.bandwidth[kernel.name].at(size);
+      const double ratio = bandwidth / medians.bandwidth[TriadOf(kernel.name)].at(size);
+      result["ratio"][kernel.name][size] = ratio;
+      result["ratio_to_triad_of_same_n"][kernel.name][size] = bandwidth / triad;
       worst = std::min(worst, ratio);
     }
   }
