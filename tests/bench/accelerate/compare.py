@@ -24,14 +24,15 @@ class Speedup:
         return self.baseline_passes / self.passes if self.passes else None
 
 
-def target_of(baseline):
-    """The loss at which a baseline has converged, and the point at which it first had that loss."""
-    target = min(p.loss for p in baseline.points[:baseline.points.index(converged_at(baseline.points)) + 1])
+def target_of(baseline, to_the_end=False):
+    """The loss at which a baseline has converged, or its best of all; and the point at which it first had that loss."""
+    end = baseline.points[-1] if to_the_end else converged_at(baseline.points)
+    target = min(p.loss for p in baseline.points[:baseline.points.index(end) + 1] if p.whole)
     return target, baseline.first_at(target)
 
 
-def speedup(baseline, ours):
-    target, there = target_of(baseline)
+def speedup(baseline, ours, to_the_end=False):
+    target, there = target_of(baseline, to_the_end)
     here = ours.first_at(target)
     return Speedup(target, there.seconds, there.passes, here.seconds if here else None, here.passes if here else None)
 

@@ -31,6 +31,10 @@ class Speedups(unittest.TestCase):
         self.assertEqual((result.target, result.baseline_seconds, result.seconds), (2, 3, 1))
         self.assertEqual((result.wall, result.work), (3, 6 / 4))
 
+    def test_to_the_end_compare_at_the_best_loss_of_the_baseline(self):
+        result = speedup(history(4, 3.999, 3.998, 3.997, 2, 1, 1.5), history(4, 1, seconds=1.5), to_the_end=True)
+        self.assertEqual((result.target, result.baseline_seconds, result.seconds), (1, 6, 3))
+
     def test_a_loss_on_a_part_of_the_held_out_data_does_not_count(self):
         result = speedup(history(4, 2), history(3, 1, 2, whole=(False, False, True)))
         self.assertEqual(result.seconds, 3)

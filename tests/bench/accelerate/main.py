@@ -53,7 +53,7 @@ class Bench:
         return done
 
     def baseline(self, role, settings, seed, **limits):
-        limits.setdefault("iterations", self.task.iterations)
+        limits.setdefault("iterations", None if self.arguments.to_the_end else self.task.iterations)
         return self.train(role, "published", [*self.task.published, *settings], seed, **limits)
 
     def tune(self, budget):
@@ -81,9 +81,9 @@ class Bench:
         for role, baselines in (("published", published), ("tuned", tuned)):
             results[role] = []
             for s in self.seeds:
-                target = compare.target_of(baselines[s])[0]
+                target = compare.target_of(baselines[s], self.arguments.to_the_end)[0]
                 ours = self.train(f"ours to the loss of {role}", self.task.preset, (), s, target=target)
-                results[role].append(compare.speedup(baselines[s], ours))
+                results[role].append(compare.speedup(baselines[s], ours, self.arguments.to_the_end))
         return results, tuned_name
 
     def ablate(self, target):
@@ -168,6 +168,9 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--worker-binary", metavar="FILE", help="in the place of hfopt-worker; takes its options")
     parser.add_argument("--tuned", metavar="NAME", help="take this setting of the grid, chosen before, instead of tuning")
+    parser.add_argument("--to-the-end", action="store_true",
+                        help="baselines train for all of --seconds, and their best loss is the target: for deep nets, which first sit on a plateau that "
+                             "looks like convergence")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--parts", default="compare,ablation,systems,rivals", help="what to do; by default all: %(default)s")
     parser.add_argument("--data", metavar="DIR", help="data folder in the layout of the task's own (AN4 or IDX)")
