@@ -8,6 +8,8 @@
 // with one line of JSON:
 //
 //     gradient BEGIN END   of the mean loss over training examples BEGIN .. END - 1; {"loss": ...}
+//     sgd BEGIN END RATE   a step with that gradient and momentum 0.9: theta is the new one; {"loss": ...} before it
+//     adam BEGIN END RATE  likewise, a step of Adam
 //     loss DATA            mean loss and metrics over all "training" or "held-out" examples
 //     figures              what `hfopt train` prints at its end
 
@@ -15,6 +17,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <cmath>
 #include <iostream>
 #include <sstream>
 #include <string>
@@ -48,6 +51,32 @@ Json Means(const client::LossSum& sum) {
   return means;
 }
 
+// Steps on the gradients g of mini-batches. Compiled, so that a first-order method does not pay for an interpreter.
+template <typename Scalar>
+class FirstOrder {
+ public:
+  using Array = Eigen::Array<Scalar, Eigen::Dynamic, 1>;
+  explicit FirstOrder(int64_t n) : mean_(Array::Zero(n)), square_(Array::Zero(n)) {}
+
+  void Sgd(const client::Vector<Scalar>& g, double rate, client::Vector<Scalar>& theta) {
+    mean_ = Scalar(0.9) * mean_ - Scalar(rate) * g.array();
+    theta.array() += mean_;
+  }
+
+  // Kingma & Ba 2015, Algorithm 1, with its constants.
+  void Adam(const client::Vector<Scalar>& g, double rate, client::Vector<Scalar>& theta) {
+    ++steps_;
+    mean_ += Scalar(0.1) * (g.array() - mean_);
+    square_ += Scalar(0.001) * (g.array().square() - square_);
+    const Scalar step = Scalar(rate / (1 - std::pow(0.9, steps_))), unbias = Scalar(1 / (1 - std::pow(0.999, steps_)));
+    theta.array() -= step * mean_ / ((unbias * square_).sqrt() + Scalar(1e-8));
+  }
+
+ private:
+  Array mean_, square_;
+  int64_t steps_ = 0;
+};
+
 template <typename Scalar>
 absl::Status Serve(const char* buffer, uint64_t seed, const models::ModelSpec& spec) {
   HFOPT_ASSIGN_OR_RETURN(const auto model, models::MakeModel<Scalar>(spec));
@@ -57,6 +86,7 @@ absl::Status Serve(const char* buffer, uint64_t seed, const models::ModelSpec& s
   HFOPT_ASSIGN_OR_RETURN(client::Vector<Scalar> theta, model->InitialParameters(seed));
   client::Vector<Scalar> gradient(n);
   shared_theta = theta;
+  FirstOrder<Scalar> first_order(n);
   std::cout << Json{{"parameters", n},
                     {"training_examples", model->num_examples(client::DataSet::kTraining)},
                     {"held_out_examples", model->num_examples(client::DataSet::kHeldOut)},
@@ -69,12 +99,19 @@ absl::Status Serve(const char* buffer, uint64_t seed, const models::ModelSpec& s
     words >> command;
     theta = shared_theta;
     Json answer;
-    if (command == "gradient") {
+    if (command == "gradient" || command == "sgd" || command == "adam") {
       client::IndexRange range;
-      words >> range.begin >> range.end;
+      double rate = 0;
+      words >> range.begin >> range.end >> rate;
       HFOPT_ASSIGN_OR_RETURN(const client::LossSum sum,
                              model->Gradient(theta, {client::DataSet::kTraining, {range}}, gradient));
-      shared_gradient = gradient / static_cast<Scalar>(sum.weight);
+      gradient /= static_cast<Scalar>(sum.weight);
+      if (command == "gradient") {
+        shared_gradient = gradient;
+      } else {
+        command == "sgd" ? first_order.Sgd(gradient, rate, theta) : first_order.Adam(gradient, rate, theta);
+        shared_theta = theta;
+      }
       answer = Means(sum);
     } else if (command == "loss") {
       words >> data;

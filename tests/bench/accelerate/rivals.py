@@ -1,8 +1,9 @@
 """What a user would pick instead, on the same compiled model, data, initial parameters and core.
 
-NumPy does the arithmetic of the rivals and SciPy is the L-BFGS-B; loss and gradient come from hfopt_model_pipe. Evaluations that only
-watch are not charged."""
+Losses, gradients and the steps of SGD and Adam come from hfopt_model_pipe, and L-BFGS-B is SciPy's. Evaluations that only watch are not
+charged."""
 
+import importlib
 import json
 import math
 import subprocess
@@ -41,6 +42,10 @@ class Model:
     def gradient_of(self, begin, end):
         """The mean loss over these examples; its gradient is in self.gradient."""
         return self._ask(f"gradient {begin} {end}")["loss"]
+
+    def step(self, method, begin, end, rate):
+        """theta after a step with the gradient over these examples."""
+        self._ask(f"{method} {begin} {end} {rate!r}")
 
     def held_out_loss(self):
         return self._ask("loss held-out")["loss"]
@@ -85,51 +90,25 @@ class Watch:
             self.best, self.best_theta = loss, self.model.theta.copy()
 
 
-def first_order(model, watch, step, batch, seed):
-    """Mini-batches of consecutive examples (the data is shuffled), their order drawn anew for each epoch."""
-    generator = np.random.default_rng(seed)
-    begins = np.arange(0, model.examples, batch)
-    while True:
-        for begin in generator.permutation(begins):
-            end = min(begin + batch, model.examples)
-            model.gradient_of(begin, end)
-            step(watch.seconds() / watch.limit)
-            if not watch.after_gradient(end - begin):
-                return
+def first_order(method):
+    """Mini-batches of consecutive examples (the data is shuffled), their order drawn anew for each epoch. The rate decays to a hundredth over
+    the time that there is."""
+    def train(model, watch, rate, batch, seed):
+        generator = np.random.default_rng(seed)
+        begins = np.arange(0, model.examples, batch)
+        while True:
+            for begin in generator.permutation(begins):
+                end = min(begin + batch, model.examples)
+                model.step(method, begin, end, rate * 0.01 ** (watch.seconds() / watch.limit))
+                if not watch.after_gradient(end - begin):
+                    return
 
-
-def sgd(model, watch, rate, batch, seed):
-    velocity = np.zeros_like(model.initial)
-
-    def step(done):
-        nonlocal velocity
-        velocity *= 0.9
-        velocity -= rate * 0.01 ** done * model.gradient
-        model.theta += velocity
-
-    first_order(model, watch, step, batch, seed)
-
-
-def adam(model, watch, rate, batch, seed):
-    """Kingma & Ba 2015; the rate decays to a hundredth over the time that there is."""
-    m, v, t = np.zeros_like(model.initial), np.zeros_like(model.initial), 0
-
-    def step(done):
-        nonlocal t
-        t += 1
-        g = model.gradient
-        np.multiply(m, 0.9, out=m)
-        np.add(m, 0.1 * g, out=m)
-        np.multiply(v, 0.999, out=v)
-        np.add(v, 0.001 * g * g, out=v)
-        model.theta -= rate * 0.01 ** done / (1 - 0.9 ** t) * m / (np.sqrt(v / (1 - 0.999 ** t)) + 1e-8)
-
-    first_order(model, watch, step, batch, seed)
+    return train
 
 
 def lbfgs(model, watch, memory, _batch, _seed):
     """SciPy's L-BFGS-B on all data."""
-    import scipy.optimize
+    import scipy.optimize  # by `train` already, so not on its time
 
     class OutOfTime(Exception):
         pass
@@ -159,16 +138,20 @@ def grid_of(name, task):
     rates = {"sgd": (0.03, 0.1, 0.3), "adam": (3e-4, 1e-3, 3e-3)}[name]
     if task.deterministic:
         rates = (1e-3, 4e-3, 1.6e-2)
-    batches = (0,) if task.deterministic else (256,)
+    batches = (0,) if task.deterministic else (64, 256)
     return [(f"rate {rate:g}, batch {batch or 'all'}", rate, batch) for batch in batches for rate in rates]
 
 
-METHODS = {"sgd": sgd, "adam": adam, "lbfgs": lbfgs}
+METHODS = {"sgd": first_order("sgd"), "adam": first_order("adam"), "lbfgs": lbfgs}
 TITLES = {"sgd": "SGD, momentum 0.9", "adam": "Adam", "lbfgs": "L-BFGS-B (SciPy)"}
 
 
 def train(build, name, task, seed, seconds, data, prefix, log):
-    """The best of the rival's grid: each setting gets a sixth of the time, the one with the lowest held-out loss all of it."""
+    """The best of the rival's grid: each setting gets a sixth of the time, the one with the lowest held-out loss all of it. Where that is
+    too long (it overfits), the short training is the answer. ImportError where a library is missing."""
+    if name == "lbfgs":
+        importlib.import_module("scipy.optimize")
+
     def attempt(setting, limit):
         text, value, batch = setting
         model = Model(build, task, seed, data, prefix)
@@ -180,10 +163,11 @@ def train(build, name, task, seed, seconds, data, prefix, log):
         return training
 
     settings = grid_of(name, task)
-    if len(settings) > 1:
-        settings.sort(key=lambda s: min(p.loss for p in attempt(s, seconds / 6).points))
-    training = attempt(settings[0], seconds)
+    best = lambda training: min(p.loss for p in training.points)
+    short = {setting: attempt(setting, seconds / 6) for setting in settings} if len(settings) > 1 else {}
+    setting = min(short, key=lambda s: best(short[s]), default=settings[0])
+    training = min([attempt(setting, seconds), *short.values()], key=best)
     last = training.points[-1]
-    log(f"  {training.name} ({training.setting}), seed {seed}: best loss {min(p.loss for p in training.points):.6g}, "
+    log(f"  {training.name} ({training.setting}), seed {seed}: best loss {best(training):.6g}, "
         f"{last.passes:.1f} passes, {last.exchanges} synchronisations, {last.seconds:.1f} s")
     return training
