@@ -403,8 +403,11 @@ int Main() {
 int main(int argc, char** argv) {
   using namespace hfopt::testing;
   hfopt::wire::KeepFreedPages();  // as the programs of this repository do
-  hfopt::server::PollEachQueue();  // as a server of this machine alone does
   const std::vector<std::string> arguments(argv + 1, argv + argc);
+  const bool serves = arguments.empty() || arguments[0] == "against";
+  // As a server of this machine alone does. A worker's program leaves gRPC its choice, and must not inherit that of the server.
+  if (serves) hfopt::server::PollEachQueue();
+  if (!serves) unsetenv("GRPC_POLL_STRATEGY");
   if (arguments.empty()) return Main();
   if (arguments[0] == "against") return CompareWorkers({arguments.begin() + 1, arguments.end()});
   if (arguments[0] == "echo") return Echo(std::stoi(arguments[1]), std::stoul(arguments[2]));

@@ -26,6 +26,10 @@ v1::Run EndedRun() {
   run.mutable_seconds()->set_transport(15);
   run.mutable_seconds()->set_server_arithmetic(5);
   run.mutable_last_iteration()->set_iteration(26);
+  run.mutable_last_iteration()->mutable_seconds()->set_total(4);
+  run.mutable_last_iteration()->mutable_seconds()->set_client_compute(3);
+  run.mutable_last_iteration()->mutable_seconds()->set_transport(0.99);
+  run.mutable_last_iteration()->mutable_seconds()->set_reduction(0.01);
   v1::WorkerStatus& worker = *run.add_workers();
   worker.set_worker_id("worker-1");
   worker.set_connected(true);
@@ -38,7 +42,8 @@ TEST(RunPage, TellsWhatHappened) {
   EXPECT_THAT(RunPage(EndedRun()),
               AllOf(HasSubstr("ended: target reached (held-out loss 0.99 <= 1)"), HasSubstr("accelerated"),
                     HasSubstr("2 shards"), HasSubstr("204,902"), HasSubstr("0.9900 after iteration 25"),
-                    HasSubstr("client compute"), HasSubstr("80.0 %"), HasSubstr("worker-1"), HasSubstr("0,1")));
+                    HasSubstr("client compute"), HasSubstr("80.0 %"), HasSubstr("worker-1"), HasSubstr("0,1"),
+                    HasSubstr("4.0 s: client compute 75.0 %, transport 24.8 %\n")));
 }
 
 TEST(RunPage, LeavesOutWhatIsNotKnownYet) {
