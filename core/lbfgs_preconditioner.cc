@@ -47,7 +47,7 @@ void LbfgsPreconditioner<Scalar>::SetPairs(const PairList<Scalar>& pairs) {
 
 template <typename Scalar>
 void LbfgsPreconditioner<Scalar>::Apply(const Vector<Scalar>& r, Vector<Scalar>& z) {
-  z = r;
+  Scale(1, r, z);
   // Each step takes what it adds and the product that the next step needs in one pass.
   const size_t m = terms_.size();
   double sz = m > 0 ? Dot(terms_.back()->pair->p, z) : 0;
@@ -62,7 +62,7 @@ void LbfgsPreconditioner<Scalar>::Apply(const Vector<Scalar>& r, Vector<Scalar>&
   }
   if (inverse_diagonal_.size() > 0) z = z.cwiseProduct(inverse_diagonal_);
   if (m == 0) return;
-  z *= static_cast<Scalar>(terms_.back()->gamma);
+  Scale(terms_.back()->gamma, z, z);
   double yz = Dot(terms_.front()->y, z);
   for (size_t i = 0; i < m; ++i) {
     const Term& t = *terms_[i];

@@ -10,6 +10,7 @@
 #include "proto/log/log.h"
 #include "proto/wire/allocator.h"
 #include "server/evaluation/polling.h"
+#include "server/run/arithmetic_threads.h"
 #include "server/server.h"
 #include "spdlog/spdlog.h"
 
@@ -86,6 +87,8 @@ int main(int argc, char** argv) {
   if (options.is_local()) hfopt::server::PollEachQueue();
   // gRPC's last user to leave may wait some ten seconds for a thread of it; so there is none.
   grpc_init();
+
+  hfopt::server::ShareOutArithmetic(hfopt::server::DefaultArithmeticThreads());
 
   hfopt::SetUpLog("hfopt-server");
   auto server = Server::Start(options, [](const std::string& line) { spdlog::info("{}", line); });

@@ -1,6 +1,7 @@
 #include "server/evaluation/shard_reducer.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <utility>
 
@@ -27,32 +28,35 @@ std::vector<LossAnswer> LossReducer::Mean() const {
 
 template <typename Scalar>
 bool VectorReducer<Scalar>::Add(const Eigen::Ref<const Vector<Scalar>>& shard_sum, double weight) {
-  const int64_t n = shard_sum.size();
   const bool first = std::exchange(empty_, false);
-  if (first) mean_.resize(n);
+  if (first) mean_.resize(shard_sum.size());
   const Scalar* const x = shard_sum.data();
   Scalar* const y = mean_.data();
-  // A sum of products with zero is NaN exactly when some element is not finite. Each lane has a sum of its own, so that the loop can be
-  // vectorised.
-  constexpr int kLanes = 16;
-  Scalar zeros[kLanes] = {};
-  const auto add = [&](int64_t i, int lane) {
-    const Scalar xi = x[i];
-    y[i] = first ? xi : y[i] + xi;
-    zeros[lane] += xi * Scalar{0};
-  };
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) add(i + lane, lane);
-  }
-  for (; i < n; ++i) add(i, 0);
+  std::atomic<bool> finite = true;
+  ForParts(shard_sum.size(), [&](int64_t begin, int64_t end) {
+    // A sum of products with zero is NaN exactly when some element is not finite. Each lane has a sum of its own, so that the loop can be
+    // vectorised.
+    constexpr int kLanes = 16;
+    Scalar zeros[kLanes] = {};
+    const auto add = [&](int64_t i, int lane) {
+      const Scalar xi = x[i];
+      y[i] = first ? xi : y[i] + xi;
+      zeros[lane] += xi * Scalar{0};
+    };
+    int64_t i = begin;
+    for (; i + kLanes <= end; i += kLanes) {
+      for (int lane = 0; lane < kLanes; ++lane) add(i + lane, lane);
+    }
+    for (; i < end; ++i) add(i, 0);
+    if (!std::all_of(zeros, zeros + kLanes, [](Scalar zero) { return zero == 0; })) finite = false;
+  });
   weight_ += weight;
-  return std::all_of(zeros, zeros + kLanes, [](Scalar zero) { return zero == 0; });
+  return finite;
 }
 
 template <typename Scalar>
 void VectorReducer<Scalar>::Finish() {
-  mean_ *= static_cast<Scalar>(1 / weight_);
+  Scale(1 / weight_, mean_, mean_);
 }
 
 double GradientNoise(const std::vector<PartNorm>& parts, double gradient_norm) {

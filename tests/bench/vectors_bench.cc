@@ -1,5 +1,5 @@
 // The server's vector arithmetic against the memory bandwidth of this machine: bytes read and written per second, relative to the STREAM
-// triad a = b + s c (3 n numbers, as STREAM counts), one thread, float32. The triad's three arrays take as many bytes as the vectors of
+// triad a = b + s c (3 n numbers, as STREAM counts), float32, with one thread and with as many as a server takes here. The triad's three arrays take as many bytes as the vectors of
 // the arithmetic: STREAM wants arrays of four times the last cache, which no vector here is where that cache has hundreds of MiB, and then
 // a triad over less memory measures the cache. The ratio to the triad of the same n is printed too.
 
@@ -17,6 +17,7 @@
 #include "core/vector.h"
 #include "nlohmann/json.hpp"
 #include "server/evaluation/shard_reducer.h"
+#include "server/run/arithmetic_threads.h"
 
 namespace hfopt {
 namespace {
@@ -36,14 +37,20 @@ void Report(benchmark::State& state, double vectors) {
   state.SetBytesProcessed(state.iterations() * static_cast<int64_t>(vectors * state.range(0) * sizeof(float)));
 }
 
+// Of all that follow: with so many threads.
+void UseThreads(const benchmark::State& state) { server::ShareOutArithmetic(static_cast<int>(state.range(1))); }
+
 // Three arrays that together take as much as `vectors` vectors. a, b and c are distinct, so __restrict holds.
 void Triad(benchmark::State& state, int vectors) {
   const int64_t n = state.range(0) * vectors / 3;
   Vector<float> a = Vector<float>::Ones(n), b = a, c = a;
+  UseThreads(state);
   for (auto _ : state) {
-    float* __restrict pa = a.data();
-    const float *__restrict pb = b.data(), *__restrict pc = c.data();
-    for (int64_t i = 0; i < n; ++i) pa[i] = pb[i] + 3.0f * pc[i];
+    ForParts(n, [&](int64_t begin, int64_t end) {
+      float* __restrict pa = a.data();
+      const float *__restrict pb = b.data(), *__restrict pc = c.data();
+      for (int64_t i = begin; i < end; ++i) pa[i] = pb[i] + 3.0f * pc[i];
+    });
     benchmark::ClobberMemory();
   }
   Report(state, vectors);
@@ -51,6 +58,7 @@ void Triad(benchmark::State& state, int vectors) {
 
 void DotProduct(benchmark::State& state) {
   const Vector<float> a = Numbers(state.range(0), 0), b = Numbers(state.range(0), 1);
+  UseThreads(state);
   for (auto _ : state) benchmark::DoNotOptimize(Dot(a, b));
   Report(state, kDotVectors);
 }
@@ -59,6 +67,7 @@ void FusedCgUpdate(benchmark::State& state) {
   const int64_t n = state.range(0);
   const Vector<float> p = Numbers(n, 0), Gp = Numbers(n, 1), g = Numbers(n, 2);
   Vector<float> x = Numbers(n, 3), r = Numbers(n, 4);
+  UseThreads(state);
   for (auto _ : state) benchmark::DoNotOptimize(CgStep(1e-9, 1e-3, p, Gp, g, x, r));
   Report(state, 7);  // reads five, writes two
 }
@@ -75,6 +84,7 @@ void LbfgsTwoLoop(benchmark::State& state) {
   }
   const Vector<float> r = Numbers(n, 50);
   Vector<float> z(n);
+  UseThreads(state);
   M.Apply(r, z);  // touches all pages
   for (auto _ : state) M.Apply(r, z);
   // Copy 2; first loop: dot 2, fused 4 (m - 1), last 3; scaling 2; second loop likewise.
@@ -86,6 +96,7 @@ void ShardReduction(benchmark::State& state) {
   std::vector<Vector<float>> answers;
   for (int shard = 0; shard < kShards; ++shard) answers.push_back(Numbers(n, shard));
   Vector<float> mean(n);
+  UseThreads(state);
   for (auto _ : state) {
     server::VectorReducer<float> reducer(mean);
     for (const Vector<float>& answer : answers) {
@@ -107,12 +118,18 @@ constexpr Kernel kKernels[] = {{"DotProduct", DotProduct, kDotVectors},
                                {"ShardReduction", ShardReduction, kReductionVectors}};
 constexpr char kTriad[] = "Triad";
 
+std::vector<int> Threads() {
+  const int all = server::DefaultArithmeticThreads();
+  return all > 1 ? std::vector<int>{1, all} : std::vector<int>{1};
+}
+
 // The triad that a kernel is measured by, run right after it.
 std::string TriadOf(const std::string& kernel) { return kTriad + kernel; }
 
 void Register() {
   const auto sizes = [](benchmark::internal::Benchmark* bench) {
-    bench->Arg(10'000'000)->Arg(45'000'000)->Unit(benchmark::kMillisecond)->MinTime(0.4)->Repetitions(5)->ReportAggregatesOnly();
+    for (const int threads : Threads()) bench->Args({10'000'000, threads})->Args({45'000'000, threads});
+    bench->Unit(benchmark::kMillisecond)->MinTime(0.4)->Repetitions(5)->ReportAggregatesOnly();
   };
   sizes(benchmark::RegisterBenchmark(kTriad, Triad, 3));
   for (const Kernel& kernel : kKernels) {
@@ -141,7 +158,7 @@ int Main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
   Medians medians;
   benchmark::RunSpecifiedBenchmarks(&medians);
-  nlohmann::json result = {{"bench", "vectors"}};
+  nlohmann::json result = {{"bench", "vectors"}};  // by length/threads
   double worst = INFINITY;
   for (const auto& [size, triad] : medians.bandwidth[kTriad]) {
     result["triad_gb_per_s"][size] = triad / 1e9;

@@ -1,6 +1,9 @@
 #include "core/vector.h"
 
+#include <algorithm>
+#include <functional>
 #include <limits>
+#include <vector>
 
 #include "gtest/gtest.h"
 #include "tests/support/dense_problem.h"
@@ -95,6 +98,61 @@ TYPED_TEST(VectorTest, CgStepEqualsItsFormula) {
     // The sums are about the rounded vectors, so they agree in double precision even for float.
     EXPECT_NEAR(sums.rr, Dot(r, r), 1e-15 * n);
     EXPECT_NEAR(sums.xr, Dot(x, r) - Dot(x, g), 1e-14 * n);
+  }
+}
+
+TYPED_TEST(VectorTest, ScaleMultiplies) {
+  for (const int n : kSizes) {
+    Vector<TypeParam> x = this->Draw(n), y;
+    Scale(0.5, x, y);
+    EXPECT_EQ(y, x / 2);
+    Scale(0.5, x, x);
+    EXPECT_EQ(x, y);
+  }
+}
+
+// Everything there is, of vectors of several parts.
+template <typename Scalar>
+std::vector<double> OfLongVectors() {
+  constexpr int n = 3 * (1 << 18) + 17;
+  Random random(7);
+  const auto draw = [&] { return Vector<Scalar>(random.Vector(n).cast<Scalar>()); };
+  const Vector<Scalar> p = draw(), Gp = draw(), g = draw();
+  Vector<Scalar> x = draw(), r = draw(), scaled, broken = p;
+  broken[n - 1] = std::numeric_limits<Scalar>::quiet_NaN();
+  const CgStepSums sums = CgStep(0.75, 0.25, p, Gp, g, x, r);
+  std::vector<double> answers = {sums.rr, sums.xr, Dot(p, g), AxpyDot(0.3, p, x, g), static_cast<double>(FirstNonFinite<Scalar>(p)),
+                                 static_cast<double>(FirstNonFinite<Scalar>(broken))};
+  Axpy(-0.7, g, r);
+  Xpay(p, 0.9, r);
+  Scale(1.1, r, scaled);
+  for (const Vector<Scalar>* v : {&x, &r, &scaled}) answers.insert(answers.end(), v->begin(), v->end());
+  EXPECT_NEAR(answers[2], p.template cast<double>().dot(g.template cast<double>()), 1e-9);
+  EXPECT_EQ(answers[5], n - 1);
+  return answers;
+}
+
+TYPED_TEST(VectorTest, LongVectorsHaveTheSameBitsWhoeverComputesTheirParts) {
+  const std::vector<double> alone = OfLongVectors<TypeParam>();
+  int calls = 0;
+  SetPartRunner([&](int64_t parts, const std::function<void(int64_t)>& part) {
+    ++calls;
+    EXPECT_EQ(parts, 4);
+    for (int64_t k = parts; k-- > 0;) part(k);  // the last first
+  });
+  const std::vector<double> elsewhere = OfLongVectors<TypeParam>();
+  SetPartRunner(nullptr);
+  EXPECT_EQ(alone, elsewhere);
+  EXPECT_EQ(calls, 8);
+}
+
+TEST(ForParts, CoversEveryElementOnce) {
+  for (const int64_t n : {0, 1, (1 << 18) - 1, 1 << 18, (1 << 18) + 1, 5 * (1 << 18)}) {
+    std::vector<int> visits(n);
+    ForParts(n, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) ++visits[i];
+    });
+    EXPECT_EQ(std::count(visits.begin(), visits.end(), 1), n);
   }
 }
 

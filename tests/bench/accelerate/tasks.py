@@ -75,7 +75,7 @@ LEARNING_ABLATION = (
     ("diagonal of all the gradient's examples", tuple(options(preconditioner__diagonal_examples=0))),
     ("all data, ours otherwise",
      tuple(options(samples__initial_gradient_examples=0, samples__held_out_fraction=0, samples__curvature_fraction=0.01))),
-    ("variance-driven samples", tuple(options(samples__growth="variance", samples__initial_gradient_examples=1500))),
+    ("variance-driven samples", tuple(options(samples__growth="variance", samples__initial_gradient_examples=1000))),
     ("Levenberg-Marquardt damping", tuple(options(damping__rule="levenberg_marquardt"))),
     ("CG cut at 15", tuple(options(conjugate_gradient__max_iterations=15))),
     ("CG by Martens' rule, cap 250",

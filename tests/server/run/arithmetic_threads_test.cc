@@ -1,0 +1,52 @@
+#include "server/run/arithmetic_threads.h"
+
+#include <atomic>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+#include "absl/cleanup/cleanup.h"
+#include "core/vector.h"
+#include "gtest/gtest.h"
+#include "tests/support/dense_problem.h"
+
+namespace hfopt::server {
+namespace {
+
+constexpr int kLong = 9 * (1 << 18) + 5;  // ten parts
+
+TEST(ArithmeticThreads, AnswerWithTheSameBitsWhateverTheirNumberAndFromSeveralRunsAtOnce) {
+  support::Random random(3);
+  const Vector<float> a = random.Vector(kLong).cast<float>(), b = random.Vector(kLong).cast<float>();
+  const double alone = Dot(a, b);
+  const absl::Cleanup as_before = [] { ShareOutArithmetic(1); };
+  for (const int threads : {1, 2, 3, 16}) {
+    ShareOutArithmetic(threads);
+    std::vector<std::thread> runs;
+    std::atomic<int> equal = 0;
+    for (int run = 0; run < 4; ++run) {
+      runs.emplace_back([&] {
+        for (int i = 0; i < 20; ++i) equal += Dot(a, b) == alone;
+      });
+    }
+    for (std::thread& run : runs) run.join();
+    EXPECT_EQ(equal, 80) << threads;
+  }
+}
+
+TEST(ArithmeticThreads, ComputeEveryPartOnceAndAreDoneWhenTheCallReturns) {
+  const absl::Cleanup as_before = [] { ShareOutArithmetic(1); };
+  ShareOutArithmetic(4);
+  for (int i = 0; i < 200; ++i) {
+    std::vector<char> visits(kLong);
+    ForParts(kLong, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k) ++visits[k];
+    });
+    int64_t once = 0;
+    for (const char v : visits) once += v == 1;
+    ASSERT_EQ(once, kLong);
+  }
+}
+
+}  // namespace
+}  // namespace hfopt::server
