@@ -3,16 +3,79 @@
 #include <sched.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <thread>
+#include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "core/vector.h"
-#include "unsupported/Eigen/CXX11/ThreadPool"
 
 namespace hfopt::server {
+namespace {
+
+// Callers and helpers take the parts of a job one by one. A part is a mebibyte and more of each vector: what the lock costs is nothing beside it.
+class Helpers {
+ public:
+  explicit Helpers(int number) {
+    for (int i = 0; i < number; ++i) threads_.emplace_back([this] { Help(); });
+  }
+  ~Helpers() {
+    {
+      absl::MutexLock lock(&mu_);
+      ending_ = true;
+    }
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+  void Run(int64_t parts, const std::function<void(int64_t)>& part) {
+    Job job{.part = part, .parts = parts};
+    absl::MutexLock lock(&mu_);
+    jobs_.push_back(&job);
+    TakeParts(job);
+    const auto done = [&job] { return job.done == job.parts; };
+    mu_.Await(absl::Condition(&done));
+  }
+
+ private:
+  struct Job {
+    const std::function<void(int64_t)>& part;
+    int64_t parts;
+    int64_t begun = 0, done = 0;
+  };
+
+  // Until all are begun. The job may be gone when mu_ is released next.
+  void TakeParts(Job& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    while (job.begun < job.parts) {
+      const int64_t k = job.begun++;
+      if (job.begun == job.parts) jobs_.erase(std::find(jobs_.begin(), jobs_.end(), &job));
+      mu_.Unlock();
+      job.part(k);
+      mu_.Lock();
+      ++job.done;
+    }
+  }
+
+  void Help() {
+    absl::MutexLock lock(&mu_);
+    const auto is_wanted = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return ending_ || !jobs_.empty(); };
+    while (true) {
+      mu_.Await(absl::Condition(&is_wanted));
+      if (ending_) return;
+      TakeParts(*jobs_.front());
+    }
+  }
+
+  absl::Mutex mu_;
+  std::deque<Job*> jobs_ ABSL_GUARDED_BY(mu_);  // with parts that nobody has begun, the oldest first
+  bool ending_ ABSL_GUARDED_BY(mu_) = false;
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace
 
 int DefaultArithmeticThreads() {
   cpu_set_t cores;
@@ -22,23 +85,8 @@ int DefaultArithmeticThreads() {
 
 void ShareOutArithmetic(int threads) {
   if (threads <= 1) return SetPartRunner(nullptr);
-  const auto pool = std::make_shared<Eigen::ThreadPool>(threads - 1, /*allow_spinning=*/false);
-  SetPartRunner([pool](int64_t parts, const std::function<void(int64_t)>& part) {
-    std::atomic<int64_t> next = 0;
-    const auto work = [&] {
-      for (int64_t k = next++; k < parts; k = next++) part(k);
-    };
-    const int helpers = static_cast<int>(std::min<int64_t>(parts - 1, pool->NumThreads()));
-    Eigen::Barrier helped(helpers);
-    for (int i = 0; i < helpers; ++i) {
-      pool->Schedule([&work, &helped] {
-        work();
-        helped.Notify();
-      });
-    }
-    work();
-    helped.Wait();  // also for those that came too late to help: they look at this frame
-  });
+  const auto helpers = std::make_shared<Helpers>(threads - 1);
+  SetPartRunner([helpers](int64_t parts, const std::function<void(int64_t)>& part) { helpers->Run(parts, part); });
 }
 
 }  // namespace hfopt::server
