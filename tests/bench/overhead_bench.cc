@@ -1,5 +1,5 @@
 // What the service costs: the same training in this process, and through a server and one worker, real processes on loopback. Both have
-// one thread for the model. Wall time from the first iteration's start to the last one's end, checkpoints included. And what a journal adds to it.
+// one thread for the model and all cores for the optimizer's arithmetic. Wall time from the first iteration's start to the last one's end, checkpoints included. And what a journal adds to it.
 // The argument is the number of iterations: samples grow with them, so that the first ones are those in which the service weighs most.
 
 #include <algorithm>
@@ -11,6 +11,7 @@
 
 #include "client/models/model_factory.h"
 #include "nlohmann/json.hpp"
+#include "server/run/arithmetic_threads.h"
 #include "tests/support/local_objective.h"
 #include "tests/support/process.h"
 #include "tests/support/test_server.h"
@@ -119,5 +120,6 @@ int Main(int iterations) {
 }  // namespace hfopt::testing
 
 int main(int argc, char** argv) {
+  hfopt::server::ShareOutArithmetic(hfopt::server::DefaultArithmeticThreads());  // as hfopt-server does
   return hfopt::testing::Main(argc > 1 ? std::stoi(argv[1]) : 20);
 }
