@@ -32,7 +32,9 @@ std::array<double, K> LaneSums(int64_t begin, int64_t end, Term&& term, const st
   int64_t i = begin;
   for (; i + kLanes <= end; i += kLanes) {
     for (const Scalar* const stream : streams) {
-      for (int ahead = kAhead; ahead < kAhead + kLanes; ahead += kLine) __builtin_prefetch(stream + i + ahead);
+      for (int ahead = kAhead; ahead < kAhead + kLanes; ahead += kLine) {
+        __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(stream) + (i + ahead) * sizeof(Scalar)));
+      }
     }
     for (int lane = 0; lane < kLanes; ++lane) term(i + lane, lane, lanes);
   }

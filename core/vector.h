@@ -13,7 +13,7 @@ namespace hfopt {
 template <typename Scalar>
 using Vector = Eigen::Matrix<Scalar, Eigen::Dynamic, 1>;
 
-// Calls part(k) once for each k = 0 .. parts - 1, in any order, at once if it can, and returns when all are done.
+// Calls part(k) once for each k = 0 .. parts - 1, in any order, at once if it can, and returns when all are done. part does not throw.
 using PartRunner = std::function<void(int64_t parts, const std::function<void(int64_t k)>& part)>;
 
 // Who computes with long vectors from now on: core has no threads of its own. Without a runner the caller does everything, one part after the

@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <cstdint>
 #include <deque>
+#include <fstream>
 #include <functional>
 #include <memory>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -21,7 +23,10 @@ namespace {
 class Helpers {
  public:
   explicit Helpers(int number) {
-    for (int i = 0; i < number; ++i) threads_.emplace_back([this] { Help(); });
+    try {
+      for (int i = 0; i < number; ++i) threads_.emplace_back([this] { Help(); });
+    } catch (const std::system_error&) {  // a limit of threads: those there are do
+    }
   }
   ~Helpers() {
     {
@@ -78,9 +83,13 @@ class Helpers {
 }  // namespace
 
 int DefaultArithmeticThreads() {
-  cpu_set_t cores;
-  const bool known = sched_getaffinity(0, sizeof(cores), &cores) == 0;
-  return std::clamp(known ? CPU_COUNT(&cores) : static_cast<int>(std::thread::hardware_concurrency()), 1, 8);
+  cpu_set_t set;
+  const bool known = sched_getaffinity(0, sizeof(set), &set) == 0;
+  double cores = known ? CPU_COUNT(&set) : std::thread::hardware_concurrency();
+  // What a container may use of them: "QUOTA PERIOD" in microseconds, or "max PERIOD" (Linux, Control Group v2).
+  double quota = 0, period = 0;
+  if (std::ifstream file("/sys/fs/cgroup/cpu.max"); file >> quota >> period && period > 0) cores = std::min(cores, quota / period);
+  return static_cast<int>(std::clamp(cores, 1.0, 8.0));
 }
 
 void ShareOutArithmetic(int threads) {

@@ -59,12 +59,16 @@ absl::StatusOr<v1::RunOptions> CompleteOptions(v1::RunOptions options, const Run
 }
 
 // How the completed options of a request differ from those of the run that an earlier request has made; empty when they do not. What the
-// request left to the server is as the server has chosen it then.
+// request left to the server is as the server has chosen it then: its presets may have changed since.
 std::string Difference(const v1::RunOptions& requested, v1::RunOptions completed, const v1::RunOptions& existing) {
   if (requested.shards() == 0) completed.set_shards(existing.shards());
   if (requested.lease_seconds() == 0) completed.set_lease_seconds(existing.lease_seconds());
   if (!existing.has_repeat_every()) completed.clear_repeat_every();  // stored before there was such a thing
   if (requested.keep_checkpoints() == 0) completed.set_keep_checkpoints(existing.keep_checkpoints());
+  const v1::OptimizerOptions::Preset preset = completed.optimizer().preset();
+  *completed.mutable_optimizer() = existing.optimizer();
+  completed.mutable_optimizer()->MergeFrom(requested.optimizer());
+  completed.mutable_optimizer()->set_preset(preset);
   std::string difference;
   google::protobuf::util::MessageDifferencer differencer;
   differencer.ReportDifferencesToString(&difference);

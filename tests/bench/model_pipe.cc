@@ -51,20 +51,20 @@ Json Means(const client::LossSum& sum) {
   return means;
 }
 
-// Steps on the gradients g of mini-batches. Compiled, so that a first-order method does not pay for an interpreter.
+// Steps on the gradients g of mini-batches. Compiled: of an interpreter a first-order method pays one line each way for each step.
 template <typename Scalar>
 class FirstOrder {
  public:
   using Array = Eigen::Array<Scalar, Eigen::Dynamic, 1>;
   explicit FirstOrder(int64_t n) : mean_(Array::Zero(n)), square_(Array::Zero(n)) {}
 
-  void Sgd(const client::Vector<Scalar>& g, double rate, client::Vector<Scalar>& theta) {
+  void Sgd(const client::Vector<Scalar>& g, double rate, Eigen::Map<client::Vector<Scalar>>& theta) {
     mean_ = Scalar(0.9) * mean_ - Scalar(rate) * g.array();
     theta.array() += mean_;
   }
 
   // Kingma & Ba 2015, Algorithm 1, with its constants.
-  void Adam(const client::Vector<Scalar>& g, double rate, client::Vector<Scalar>& theta) {
+  void Adam(const client::Vector<Scalar>& g, double rate, Eigen::Map<client::Vector<Scalar>>& theta) {
     ++steps_;
     mean_ += Scalar(0.1) * (g.array() - mean_);
     square_ += Scalar(0.001) * (g.array().square() - square_);
@@ -83,9 +83,8 @@ absl::Status Serve(const char* buffer, uint64_t seed, const models::ModelSpec& s
   const int64_t n = model->num_parameters();
   HFOPT_ASSIGN_OR_RETURN(Scalar* const memory, MapBuffer<Scalar>(buffer, n));
   Eigen::Map<client::Vector<Scalar>> shared_theta(memory, n), shared_gradient(memory + n, n);
-  HFOPT_ASSIGN_OR_RETURN(client::Vector<Scalar> theta, model->InitialParameters(seed));
+  HFOPT_ASSIGN_OR_RETURN(shared_theta, model->InitialParameters(seed));
   client::Vector<Scalar> gradient(n);
-  shared_theta = theta;
   FirstOrder<Scalar> first_order(n);
   std::cout << Json{{"parameters", n},
                     {"training_examples", model->num_examples(client::DataSet::kTraining)},
@@ -97,29 +96,28 @@ absl::Status Serve(const char* buffer, uint64_t seed, const models::ModelSpec& s
     std::istringstream words(line);
     std::string command, data;
     words >> command;
-    theta = shared_theta;
     Json answer;
     if (command == "gradient" || command == "sgd" || command == "adam") {
       client::IndexRange range;
       double rate = 0;
-      words >> range.begin >> range.end >> rate;
+      words >> range.begin >> range.end;
+      if (command != "gradient" && !(words >> rate)) return absl::InvalidArgumentError("no rate: " + line);
       HFOPT_ASSIGN_OR_RETURN(const client::LossSum sum,
-                             model->Gradient(theta, {client::DataSet::kTraining, {range}}, gradient));
+                             model->Gradient(shared_theta, {client::DataSet::kTraining, {range}}, gradient));
       gradient /= static_cast<Scalar>(sum.weight);
       if (command == "gradient") {
         shared_gradient = gradient;
       } else {
-        command == "sgd" ? first_order.Sgd(gradient, rate, theta) : first_order.Adam(gradient, rate, theta);
-        shared_theta = theta;
+        command == "sgd" ? first_order.Sgd(gradient, rate, shared_theta) : first_order.Adam(gradient, rate, shared_theta);
       }
       answer = Means(sum);
     } else if (command == "loss") {
       words >> data;
       const client::DataSet set = data == "training" ? client::DataSet::kTraining : client::DataSet::kHeldOut;
-      HFOPT_ASSIGN_OR_RETURN(const client::LossSum sum, model->Loss(theta, {set, {{0, model->num_examples(set)}}}));
+      HFOPT_ASSIGN_OR_RETURN(const client::LossSum sum, model->Loss(shared_theta, {set, {{0, model->num_examples(set)}}}));
       answer = Means(sum);
     } else if (command == "figures") {
-      HFOPT_ASSIGN_OR_RETURN(const std::vector<cli::Figure> figures, cli::Evaluate<Scalar>(spec, theta));
+      HFOPT_ASSIGN_OR_RETURN(const std::vector<cli::Figure> figures, cli::Evaluate<Scalar>(spec, client::Vector<Scalar>(shared_theta)));
       for (const cli::Figure& figure : figures) answer[figure.key] = figure.value;
     } else {
       return absl::InvalidArgumentError("unknown command: " + line);

@@ -129,7 +129,7 @@ std::string TriadOf(const std::string& kernel) { return kTriad + kernel; }
 void Register() {
   const auto sizes = [](benchmark::internal::Benchmark* bench) {
     for (const int threads : Threads()) bench->Args({10'000'000, threads})->Args({45'000'000, threads});
-    bench->Unit(benchmark::kMillisecond)->MinTime(0.4)->Repetitions(5)->ReportAggregatesOnly();
+    bench->UseRealTime()->Unit(benchmark::kMillisecond)->MinTime(0.4)->Repetitions(5)->ReportAggregatesOnly();
   };
   sizes(benchmark::RegisterBenchmark(kTriad, Triad, 3));
   for (const Kernel& kernel : kKernels) {

@@ -238,7 +238,7 @@ support::ResidualFunction ResidualsOf(const Problem& problem, double scale) {
 
 class StandardProblem : public ::testing::TestWithParam<Problem> {};
 
-// To within 10^-4 of the minimum in the literature, or 10^-10 of where it started where the minimum is 0, in units that differ by 10^12.
+// To within 10^-4 of the minimum in the literature and 10^-10 of where it started, in units that differ by 10^12.
 TEST_P(StandardProblem, IsSolvedByThePresetWithoutAnOption) {
   const Problem& problem = GetParam();
   const DataLayout layout{.shards = 1, .training_examples = problem.residuals, .held_out_examples = problem.residuals};

@@ -217,11 +217,13 @@ TEST(Bfloat16Products, AreRoundedAndNothingElseIsWhicheverWayTheyGo) {
   EXPECT_EQ(chunks.received, received(chunks.cost, 2));
   const Traffic whole = TrafficOf(false, false);
   EXPECT_EQ(whole.received, received(whole.cost, 4));
-  // Directions of CG of two bytes a number. The points of six iterations and the 15 iterates that losses are asked for have four, in both runs.
-  constexpr uint64_t kOtherVectors = 21;
-  const auto sent = [&](const v1::Cost& cost, uint64_t bytes) { return 4 * n * kOtherVectors + bytes * n * cost.products(); };
-  EXPECT_EQ(chunks.sent, sent(chunks.cost, 2));
-  EXPECT_EQ(whole.sent, sent(whole.cost, 4));
+  // Directions of CG of two bytes a number; what else is sent, the points of six iterations and at most one iterate for each loss, of four.
+  const auto others = [&](const Traffic& traffic, uint64_t bytes) { return traffic.sent - bytes * n * traffic.cost.products(); };
+  for (const auto& [traffic, bytes] : {std::pair{&chunks, 2}, {&whole, 4}}) {
+    EXPECT_EQ(others(*traffic, bytes) % (4 * n), 0u);
+    EXPECT_GT(others(*traffic, bytes), 4 * n * 6);
+    EXPECT_LE(others(*traffic, bytes), 4 * n * (6 + traffic->cost.losses()));
+  }
   EXPECT_NE(whole.theta, chunks.theta);
 }
 

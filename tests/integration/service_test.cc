@@ -115,6 +115,23 @@ TEST_F(ServiceTest, CreateIsIdempotentAlsoOnceTheServerHasChosen) {
               HasSubstr("shards: 1 -> 2"));
 }
 
+// As a server does whose preset has other numbers than that which created the run.
+TEST_F(ServiceTest, CreateIsIdempotentWhateverThePresetHasBecome) {
+  v1::RunOptions stored;
+  stored.mutable_optimizer()->mutable_samples()->set_initial_gradient_examples(777);
+  ASSERT_TRUE(client_.Create("a", stored, "once").ok());
+  v1::RunOptions options;
+  options.mutable_optimizer()->set_preset(v1::OptimizerOptions::PRESET_ACCELERATED);
+  const auto again = client_.Create("a", options, "once");
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(again->options().optimizer().samples().initial_gradient_examples(), 777u);
+  options.mutable_optimizer()->mutable_samples()->set_initial_gradient_examples(778);
+  EXPECT_THAT(Refusal(client_.Create("a", options, "once").status(), absl::StatusCode::kAlreadyExists), HasSubstr("initial_gradient_examples: 777 -> 778"));
+  options.mutable_optimizer()->mutable_samples()->clear_initial_gradient_examples();
+  options.mutable_optimizer()->set_preset(v1::OptimizerOptions::PRESET_PUBLISHED);
+  EXPECT_THAT(Refusal(client_.Create("a", options, "once").status(), absl::StatusCode::kAlreadyExists), HasSubstr("preset: PRESET_ACCELERATED -> PRESET_PUBLISHED"));
+}
+
 TEST_F(ServiceTest, RefusesAbsurdOptionsNamingFieldValueAndRange) {
   const auto refusal = [&](auto change) {
     v1::RunOptions options;

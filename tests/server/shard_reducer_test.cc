@@ -73,6 +73,26 @@ TYPED_TEST(VectorReducerOf, KeepsDenormalNumbers) {
   EXPECT_EQ(mean, Vector<TypeParam>(Vector<TypeParam>::Constant(20, 3 * least)));
 }
 
+TYPED_TEST(VectorReducerOf, AddsLongVectorsInParts) {
+  constexpr int64_t kPart = 1 << 18, n = 2 * kPart + 5;
+  Vector<TypeParam> a(n), b(n);
+  for (int64_t i = 0; i < n; ++i) {
+    a[i] = static_cast<TypeParam>(i % 7);
+    b[i] = static_cast<TypeParam>(i % 11);
+  }
+  Vector<TypeParam> mean;
+  VectorReducer<TypeParam> reducer(mean);
+  EXPECT_TRUE(reducer.Add(a, 1));
+  EXPECT_TRUE(reducer.Add(b, 3));
+  reducer.Finish();
+  EXPECT_EQ(mean, Vector<TypeParam>((a + b) / 4));
+  for (const int64_t place : {int64_t{0}, kPart, n - 1}) {
+    Vector<TypeParam> broken = a;
+    broken[place] = std::numeric_limits<TypeParam>::quiet_NaN();
+    EXPECT_FALSE(VectorReducer<TypeParam>(mean).Add(broken, 1)) << place;
+  }
+}
+
 TYPED_TEST(VectorReducerOf, TakesTheLargestNumbersForFinite) {
   const Vector<TypeParam> largest = Vector<TypeParam>::Constant(20, std::numeric_limits<TypeParam>::max());
   Vector<TypeParam> mean;

@@ -39,16 +39,20 @@ class Model:
             raise RuntimeError("hfopt_model_pipe ended")
         return json.loads(line)
 
+    def _loss(self, command):
+        loss = self._ask(command)["loss"]
+        return math.nan if loss is None else loss  # JSON has no NaN
+
     def gradient_of(self, begin, end):
         """The mean loss over these examples; its gradient is in self.gradient."""
-        return self._ask(f"gradient {begin} {end}")["loss"]
+        return self._loss(f"gradient {begin} {end}")
 
     def step(self, method, begin, end, rate):
         """theta after a step with the gradient over these examples."""
         self._ask(f"{method} {begin} {end} {rate!r}")
 
     def held_out_loss(self):
-        return self._ask("loss held-out")["loss"]
+        return self._loss("loss held-out")
 
     def figures(self):
         return self._ask("figures")
@@ -135,7 +139,7 @@ def lbfgs(model, watch, memory, _batch, _seed):
 def grid_of(name, task):
     if name == "lbfgs":
         return [(f"m = {m}", m, 0) for m in ((50,) if task.deterministic else (20,))]
-    rates = {"sgd": (0.03, 0.1, 0.3), "adam": (3e-4, 1e-3, 3e-3)}[name]
+    rates = {"sgd": (1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3), "adam": (3e-4, 1e-3, 3e-3, 0.01)}[name]
     if task.deterministic:
         rates = (1e-3, 4e-3, 1.6e-2)
     batches = (0,) if task.deterministic else (64, 256)

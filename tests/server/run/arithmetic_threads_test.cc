@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/cleanup/cleanup.h"
+#include "absl/synchronization/barrier.h"
 #include "core/vector.h"
 #include "gtest/gtest.h"
 #include "tests/support/dense_problem.h"
@@ -32,6 +33,15 @@ TEST(ArithmeticThreads, AnswerWithTheSameBitsWhateverTheirNumberAndFromSeveralRu
     for (std::thread& run : runs) run.join();
     EXPECT_EQ(equal, 20) << threads;
   }
+}
+
+TEST(ArithmeticThreads, ComputeAtOnce) {
+  const absl::Cleanup as_before = [] { ShareOutArithmetic(1); };
+  ShareOutArithmetic(3);
+  absl::Barrier* const meeting = new absl::Barrier(3);  // which a thread that computed alone would never leave
+  ForParts(3 * (1 << 18), [&](int64_t, int64_t) {
+    if (meeting->Block()) delete meeting;
+  });
 }
 
 TEST(ArithmeticThreads, ComputeEveryPartOnceAndAreDoneWhenTheCallReturns) {
