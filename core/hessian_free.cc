@@ -19,12 +19,6 @@
 namespace hfopt {
 namespace {
 
-// D = (second moment + lambda)^exponent (Martens 2010, sec. 4.7); empty without a second moment.
-template <typename Scalar>
-Vector<Scalar> Diagonal(const Vector<Scalar>& second_moment, double damping, const PreconditionerOptions& options) {
-  return (second_moment.array() + static_cast<Scalar>(damping)).pow(static_cast<Scalar>(options.diagonal_exponent));
-}
-
 template <typename Scalar>
 absl::Status CheckAnswer(const GradientAnswer<Scalar>& answer, int64_t n, const GradientExtras& extras) {
   if (answer.gradient.size() != n) {
@@ -176,7 +170,7 @@ absl::StatusOr<Iteration<Scalar>> Iterate(const OptimizerState<Scalar>& state, O
 
   // {d_1 .. d_N} <- CG-Minimize(q, beta d_N of the iteration before). The curvature sample is fixed within the solve.
   const Vector<Scalar> d0 = state.warm_start * static_cast<Scalar>(options.conjugate_gradient.warm_start_decay);
-  const Vector<Scalar> diagonal = Diagonal(gradient.second_moment, lambda, options.preconditioner);
+  const Vector<Scalar> diagonal = DampedDiagonal(gradient.second_moment, lambda, options.preconditioner.diagonal_exponent);
   HFOPT_ASSIGN_OR_RETURN(CgResult<Scalar> cg,
                          (MinimizeQuadratic<Scalar>({.G = *G,
                                                      .damping = lambda,
@@ -248,11 +242,12 @@ absl::StatusOr<Iteration<Scalar>> Iterate(const OptimizerState<Scalar>& state, O
   // d_0 <- d_N; or 0.
   if (accepted && options.conjugate_gradient.warm_start_decay > 0) s.warm_start = cg.last().x;
   s.pairs = std::move(cg.pairs);
+  const double damping_share = DampingShare(cg.last(), g, lambda);
   const Restraint restraint = NextRestraint({.damping = lambda, .cg_limit = cg_options.max_iterations},
                                             {.rho = rho,
                                              .accepted = accepted,
                                              .cut = cg.stop == CgStop::kMaxIterations,
-                                             .damping_share = DampingShare(cg.last(), g, lambda)},
+                                             .damping_share = damping_share},
                                             options.damping, options.conjugate_gradient);
   s.damping = restraint.damping;
   s.cg_limit = restraint.cg_limit;
@@ -260,8 +255,12 @@ absl::StatusOr<Iteration<Scalar>> Iterate(const OptimizerState<Scalar>& state, O
   s.held_out_metrics = at_new_theta.metrics;
   s.gradient_norm = Norm(g);
   s.gradient_examples = gradient_sample.size();
-  s.next_gradient_size = NextGradientSize(layout, options.samples, s.iteration, state.next_gradient_size,
-                                          s.gradient_norm, gradient.noise);
+  s.next_gradient_size = NextGradientSize(layout, options.samples,
+                                          {.iteration = s.iteration,
+                                           .size = state.next_gradient_size,
+                                           .gradient_norm = s.gradient_norm,
+                                           .gradient_noise = gradient.noise,
+                                           .damping_share = accepted ? damping_share : 1});
   s.gradient_cursor = state.gradient_cursor + state.next_gradient_size;
   s.curvature_cursor = state.curvature_cursor + curvature_size;
   s.consecutive_rejections = accepted ? 0 : state.consecutive_rejections + 1;

@@ -6,6 +6,11 @@
 namespace hfopt {
 
 template <typename Scalar>
+Vector<Scalar> DampedDiagonal(const Vector<Scalar>& second_moment, double damping, double exponent) {
+  return (second_moment.array() + static_cast<Scalar>(damping)).pow(static_cast<Scalar>(exponent));
+}
+
+template <typename Scalar>
 LbfgsPreconditioner<Scalar>::LbfgsPreconditioner(double damping, double min_curvature, const Vector<Scalar>& diagonal)
     : damping_(damping), min_curvature_(min_curvature), inverse_diagonal_(diagonal.cwiseInverse()) {}
 
@@ -75,6 +80,8 @@ void LbfgsPreconditioner<Scalar>::Apply(const Vector<Scalar>& r, Vector<Scalar>&
   }
 }
 
+template Vector<float> DampedDiagonal<float>(const Vector<float>&, double, double);
+template Vector<double> DampedDiagonal<double>(const Vector<double>&, double, double);
 template class LbfgsPreconditioner<float>;
 template class LbfgsPreconditioner<double>;
 

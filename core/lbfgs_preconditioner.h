@@ -9,6 +9,10 @@
 
 namespace hfopt {
 
+// D = (second moment + lambda)^exponent (Martens 2010, sec. 4.7); empty without a second moment.
+template <typename Scalar>
+Vector<Scalar> DampedDiagonal(const Vector<Scalar>& second_moment, double damping, double exponent);
+
 // A symmetric positive definite approximation H of (G + lambda I)^-1: L-BFGS on curvature pairs over an initial matrix
 //     H_0 = gamma D^-1,   gamma = s'y / y'D^-1y of the newest pair (1 without pairs),
 // where D is the diagonal given, or I. Without pairs it is D^-1; without both it is the identity.

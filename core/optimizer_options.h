@@ -83,6 +83,9 @@ struct DampingOptions {
 enum class SampleGrowth {
   kGeometric,  // |S_k| = min(N, ceil(|S_0| growth_factor^k))
   kVariance,   // |S| grows to noise^2 |S| / (tolerance^2 |g|^2) when that is larger (Byrd, Chin, Nocedal & Wu 2012)
+  // By growth_factor where damping holds two fifths or more of the curvature along d_N, or the step is rejected; by down to a tenth of that where it
+  // holds less (sample_schedule.cc)
+  kDamping,
 };
 
 struct SampleOptions {

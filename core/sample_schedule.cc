@@ -11,6 +11,17 @@ int64_t CeilAtMost(double size, int64_t most) {
   return size < static_cast<double>(most) ? static_cast<int64_t>(std::ceil(size)) : most;
 }
 
+// How much of geometric growth a sample needs, 0 to 1. Damping makes up for what the held-out data do not confirm of the model's promise, and with
+// a sample that is too small that is its noise: damping holds little where a small sample will do. NaN needs all.
+double Need(double damping_share) {
+  // A fraction of AN4 to grow for, where damping holds 0.4 to 0.8 from the first iteration to the last and half as much growth costs a tenth more
+  // passes; auto-encoders to grow slowly for, where it holds 0.2 to 0.45. A square did as well as the fourth power on one auto-encoder in two,
+  // a threshold alone, or a half in place of two fifths, worse. The least growth brings all data in the end.
+  constexpr double kMuch = 0.4, kLeast = 0.1;
+  if (!(damping_share < kMuch)) return 1;
+  return std::max(kLeast, std::pow(damping_share / kMuch, 4));
+}
+
 }  // namespace
 
 int64_t FirstGradientSize(const DataLayout& layout, const SampleOptions& options) {
@@ -18,19 +29,20 @@ int64_t FirstGradientSize(const DataLayout& layout, const SampleOptions& options
   return options.initial_gradient_examples == 0 ? all : std::min(all, options.initial_gradient_examples);
 }
 
-int64_t NextGradientSize(const DataLayout& layout, const SampleOptions& options, int64_t iteration, int64_t size,
-                         double gradient_norm, double gradient_noise) {
+int64_t NextGradientSize(const DataLayout& layout, const SampleOptions& options, const SampleOutcome& last) {
   const int64_t all = layout.training_examples;
   const int64_t first = FirstGradientSize(layout, options);
   if (first == all) return all;
   switch (options.growth) {
     case SampleGrowth::kGeometric:
-      return CeilAtMost(first * std::pow(options.growth_factor, static_cast<double>(iteration)), all);
+      return CeilAtMost(first * std::pow(options.growth_factor, static_cast<double>(last.iteration)), all);
     case SampleGrowth::kVariance: {
       // Keep S while noise^2 <= (theta |g|)^2, with noise^2 = sum(Var) / |S|; otherwise |S| <- sum(Var) / (theta |g|)^2.
-      const double ratio = gradient_noise / (options.variance_tolerance * gradient_norm);
-      return ratio > 1 ? CeilAtMost(static_cast<double>(size) * ratio * ratio, all) : std::min(size, all);
+      const double ratio = last.gradient_noise / (options.variance_tolerance * last.gradient_norm);
+      return ratio > 1 ? CeilAtMost(static_cast<double>(last.size) * ratio * ratio, all) : std::min(last.size, all);
     }
+    case SampleGrowth::kDamping:
+      return CeilAtMost(static_cast<double>(last.size) * (1 + (options.growth_factor - 1) * Need(last.damping_share)), all);
   }
   return all;
 }

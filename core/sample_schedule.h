@@ -12,10 +12,17 @@ namespace hfopt {
 
 int64_t FirstGradientSize(const DataLayout& layout, const SampleOptions& options);
 
-// The size after iteration `iteration` (1 is the first), whose sample had `size` examples, a gradient of norm `gradient_norm` and the
-// noise `gradient_noise` (GradientAnswer::noise). Geometric growth depends on the iteration alone.
-int64_t NextGradientSize(const DataLayout& layout, const SampleOptions& options, int64_t iteration, int64_t size,
-                         double gradient_norm, double gradient_noise);
+// What an iteration tells of its gradient sample.
+struct SampleOutcome {
+  int64_t iteration = 0;  // 1 is the first
+  int64_t size = 0;
+  double gradient_norm = 0;
+  double gradient_noise = 0;  // GradientAnswer::noise
+  double damping_share = 0;   // SolveOutcome::damping_share; 1 where the step was rejected
+};
+
+// The size for the next iteration. Geometric growth depends on the iteration alone.
+int64_t NextGradientSize(const DataLayout& layout, const SampleOptions& options, const SampleOutcome& last);
 
 int64_t CurvatureSize(const DataLayout& layout, const SampleOptions& options, int64_t gradient_size);
 

@@ -66,7 +66,8 @@ const auto& TableOf(PredictedReduction) {
 const auto& TableOf(SampleGrowth) {
   using P = v1::SampleOptions;
   static constexpr EnumRow<SampleGrowth, P::Growth> kTable[] = {{SampleGrowth::kGeometric, P::GROWTH_GEOMETRIC},
-                                                                {SampleGrowth::kVariance, P::GROWTH_VARIANCE}};
+                                                                {SampleGrowth::kVariance, P::GROWTH_VARIANCE},
+                                                                {SampleGrowth::kDamping, P::GROWTH_DAMPING}};
   return kTable;
 }
 

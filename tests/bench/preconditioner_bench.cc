@@ -2,20 +2,27 @@
 //
 //     hfopt_preconditioner_bench PARAMETERS LAMBDA CURVATURE_EXAMPLES [options of the model]
 //
-// At the trained parameters of a safetensors file one solve is made without preconditioner; its best iterate is the step to a neighbouring
-// point. There the system (G + lambda I) d = -g, on another curvature sample if it is smaller than the data, is solved to relative
-// residuals 0.1, 0.01 and 0.001: without preconditioner, and with the frozen pairs of the first solve. The last line is JSON.
+// At the trained parameters of a safetensors file one solve is made; its best iterate is the step to a neighbouring point. There the system
+// (G + lambda I) d = -g, on another curvature sample if it is smaller than the data, is solved to relative residuals 0.1, 0.01 and 0.001:
+// without preconditioner, and with the frozen pairs of the first solve. Where the model has second moments, with the diagonal of squared
+// gradients too, in the first solve, beside its pairs, and alone. The last line is JSON.
 
 #include <cstdint>
 #include <iostream>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "CLI/CLI.hpp"
+#include "absl/strings/str_cat.h"
 #include "client/cli/model_flags.h"
 #include "client/cli/parameter_file.h"
 #include "client/models/model_factory.h"
 #include "core/conjugate_gradient.h"
+#include "core/curvature_pairs.h"
+#include "core/lbfgs_preconditioner.h"
+#include "core/optimizer_options.h"
 #include "core/status_macros.h"
 #include "nlohmann/json.hpp"
 #include "tests/support/local_objective.h"
@@ -26,68 +33,129 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr double kResiduals[] = {0.1, 0.01, 0.001};
-constexpr int kMemories[] = {8, 16, 32, 64, 128};
-// Of the first solve, as long as a solve of the presets may be.
-constexpr int kMaxFirst = 200, kMaxSecond = 2000;
+constexpr int kMemories[] = {8, 16, 32, 64};
+constexpr int kMaxFirst = 200;  // as long as a solve of the presets may be
+
+// G, and what a solve that starts at zero makes of it: its residuals, and its pairs for each of kMemories.
+template <typename Scalar>
+class WatchedProduct : public CurvatureProduct<Scalar> {
+ public:
+  WatchedProduct(CurvatureProduct<Scalar>& G, double damping, const Vector<Scalar>& gradient)
+      : G_(G), damping_(damping), r_(-gradient), norms_{Norm(gradient)} {
+    for (const int memory : kMemories) pairs_.emplace_back(memory);
+  }
+
+  absl::Status Apply(const Vector<Scalar>& p, Vector<Scalar>& Gp) override {
+    HFOPT_RETURN_IF_ERROR(G_.Apply(p, Gp));
+    for (EvenlySpacedPairs<Scalar>& pairs : pairs_) pairs.Offer(iterations(), p, Gp);
+    // CG's step along p is the minimum of q.
+    const double step = Dot(r_, p) / (Dot(p, Gp) + damping_ * Dot(p, p));
+    Axpy(-step, Gp, r_);
+    Axpy(-step * damping_, p, r_);
+    norms_.push_back(Norm(r_));
+    return absl::OkStatus();
+  }
+
+  int iterations() const { return static_cast<int>(norms_.size()) - 1; }
+
+  // Of the first iterate whose residual is within `residual` |g|; null without such an iterate.
+  Json IterationsTo(double residual) const {
+    for (size_t i = 0; i < norms_.size(); ++i) {
+      if (norms_[i] <= residual * norms_[0]) return i;
+    }
+    return nullptr;
+  }
+
+  // For kMemories[i].
+  const PairList<Scalar>& pairs(size_t i) const { return pairs_[i].pairs(); }
+
+ private:
+  CurvatureProduct<Scalar>& G_;
+  const double damping_;
+  Vector<Scalar> r_;
+  std::vector<double> norms_;  // |r_0|, |r_1|, ...
+  std::vector<EvenlySpacedPairs<Scalar>> pairs_;
+};
 
 template <typename Scalar>
 class Systems {
  public:
-  Systems(client::Model<Scalar>& model, double damping, int64_t curvature_examples)
-      : objective_(model, /*shards=*/1), damping_(damping), curvature_examples_(curvature_examples) {}
+  Systems(client::Model<Scalar>& model, double damping, int64_t curvature_examples, int max_iterations)
+      : objective_(model, /*shards=*/1), damping_(damping), curvature_examples_(curvature_examples), max_iterations_(max_iterations) {}
 
-  absl::StatusOr<Json> Measure(Vector<Scalar> theta) {
-    // The pairs of every memory come from this one solve.
-    std::vector<PairList<Scalar>> pairs;
-    for (const int memory : kMemories) {
-      HFOPT_ASSIGN_OR_RETURN(CgResult<Scalar> first, Solve(theta, /*cursor=*/0, {}, memory, kMaxFirst, 0.01));
-      pairs.push_back(std::move(first.pairs));
-      if (memory == kMemories[std::size(kMemories) - 1]) theta += first.last().x;
-    }
+  absl::StatusOr<Json> Measure(const Vector<Scalar>& theta) {
     Json answer = {{"damping", damping_}, {"residuals", kResiduals}};
-    HFOPT_ASSIGN_OR_RETURN(answer["none"], IterationsTo(theta, {}, kMemories[0]));
-    for (size_t i = 0; i < pairs.size(); ++i) {
-      HFOPT_ASSIGN_OR_RETURN(answer["m=" + std::to_string(kMemories[i])], IterationsTo(theta, pairs[i], kMemories[i]));
-    }
+    HFOPT_RETURN_IF_ERROR(Measure(theta, /*with_diagonal=*/false, answer));
+    if (objective_.has_second_moment()) HFOPT_RETURN_IF_ERROR(Measure(theta, /*with_diagonal=*/true, answer));
     return answer;
   }
 
  private:
-  absl::StatusOr<CgResult<Scalar>> Solve(const Vector<Scalar>& theta, int64_t cursor, const PairList<Scalar>& pairs,
-                                         int memory, int max_iterations, double residual) {
-    const DataLayout& layout = objective_.layout();
-    const Sample all = DrawSample(layout, DataSet::kTraining, layout.training_examples, 0);
-    const Sample sample = DrawSample(layout, DataSet::kTraining, curvature_examples_, cursor);
-    HFOPT_ASSIGN_OR_RETURN(const GradientAnswer<Scalar> gradient, objective_.Gradient(theta, all, {}));
-    HFOPT_ASSIGN_OR_RETURN(const auto G, objective_.GaussNewtonAt(theta, sample));
-    const Vector<Scalar> none;
-    return MinimizeQuadratic<Scalar>(
-        {.G = *G, .damping = damping_, .gradient = gradient.gradient, .start = none, .diagonal = none, .pairs = pairs},
-        {.max_iterations = max_iterations, .progress_tolerance = 0, .residual_tolerance = residual},
-        {.lbfgs = LbfgsMode::kFrozen, .memory = memory});
+  struct System {
+    Vector<Scalar> gradient;
+    Vector<Scalar> diagonal;  // empty: none
+    std::unique_ptr<CurvatureProduct<Scalar>> G;
+  };
+
+  // One row for each preconditioner, with the iterations to each of kResiduals.
+  absl::Status Measure(Vector<Scalar> theta, bool with_diagonal, Json& rows) {
+    HFOPT_ASSIGN_OR_RETURN(const System first, SystemAt(theta, /*cursor=*/0, with_diagonal));
+    WatchedProduct<Scalar> first_solve(*first.G, damping_, first.gradient);
+    HFOPT_ASSIGN_OR_RETURN(const CgResult<Scalar> step, Solve(first, first_solve, {}, kMaxFirst, 0.01));
+    theta += step.last().x;
+
+    HFOPT_ASSIGN_OR_RETURN(const System second, SystemAt(theta, /*cursor=*/curvature_examples_, with_diagonal));
+    const auto measure = [&](const std::string& name, const PairList<Scalar>& pairs) -> absl::Status {
+      WatchedProduct<Scalar> solve(*second.G, damping_, second.gradient);
+      HFOPT_RETURN_IF_ERROR(Solve(second, solve, pairs, max_iterations_, kResiduals[std::size(kResiduals) - 1]).status());
+      for (const double residual : kResiduals) rows[name].push_back(solve.IterationsTo(residual));
+      return absl::OkStatus();
+    };
+    HFOPT_RETURN_IF_ERROR(measure(with_diagonal ? "diagonal" : "none", {}));
+    for (size_t i = 0; i < std::size(kMemories); ++i) {
+      HFOPT_RETURN_IF_ERROR(measure(absl::StrCat("m=", kMemories[i], with_diagonal ? " + diagonal" : ""), first_solve.pairs(i)));
+    }
+    return absl::OkStatus();
   }
 
-  // One number for each of kResiduals; null when it was not reached.
-  absl::StatusOr<Json> IterationsTo(const Vector<Scalar>& theta, const PairList<Scalar>& pairs, int memory) {
-    Json iterations = Json::array();
-    for (const double residual : kResiduals) {
-      HFOPT_ASSIGN_OR_RETURN(const CgResult<Scalar> result,
-                             Solve(theta, curvature_examples_, pairs, memory, kMaxSecond, residual));
-      iterations.push_back(result.stop == CgStop::kResidual ? Json(result.iterations) : Json());
+  absl::StatusOr<System> SystemAt(const Vector<Scalar>& theta, int64_t cursor, bool with_diagonal) {
+    const DataLayout& layout = objective_.layout();
+    const Sample all = DrawSample(layout, DataSet::kTraining, layout.training_examples, 0);
+    System system;
+    HFOPT_ASSIGN_OR_RETURN(GradientAnswer<Scalar> answer, objective_.Gradient(theta, all, {}));
+    system.gradient = std::move(answer.gradient);
+    HFOPT_ASSIGN_OR_RETURN(system.G, objective_.GaussNewtonAt(theta, DrawSample(layout, DataSet::kTraining, curvature_examples_, cursor)));
+    if (with_diagonal) {
+      const Sample few = DrawSample(layout, DataSet::kTraining, kDefaults.diagonal_examples, cursor);
+      HFOPT_ASSIGN_OR_RETURN(answer, objective_.Gradient(theta, few, {.second_moment = true}));
+      system.diagonal = DampedDiagonal(answer.second_moment, damping_, kDefaults.diagonal_exponent);
     }
-    return iterations;
+    return system;
   }
+
+  absl::StatusOr<CgResult<Scalar>> Solve(const System& system, WatchedProduct<Scalar>& G, const PairList<Scalar>& pairs,
+                                         int max_iterations, double residual) {
+    const Vector<Scalar> none;
+    PreconditionerOptions options = kDefaults;
+    options.lbfgs = pairs.empty() ? LbfgsMode::kNone : LbfgsMode::kFrozen;
+    return MinimizeQuadratic<Scalar>(
+        {.G = G, .damping = damping_, .gradient = system.gradient, .start = none, .diagonal = system.diagonal, .pairs = pairs},
+        {.max_iterations = max_iterations, .progress_tolerance = 0, .residual_tolerance = residual}, options);
+  }
+
+  inline static const PreconditionerOptions kDefaults;
 
   testing::LocalObjective<Scalar> objective_;
   const double damping_;
   const int64_t curvature_examples_;
+  const int max_iterations_;
 };
 
 template <typename Scalar>
-absl::StatusOr<Json> Measure(const std::string& file, double damping, int64_t examples, const models::ModelSpec& spec) {
+absl::StatusOr<Json> Measure(const std::string& file, double damping, int64_t examples, int max_iterations, const models::ModelSpec& spec) {
   HFOPT_ASSIGN_OR_RETURN(const auto model, models::MakeModel<Scalar>(spec));
-  HFOPT_ASSIGN_OR_RETURN(Vector<Scalar> theta, cli::ReadParameters<Scalar>(file));
-  return Systems<Scalar>(*model, damping, examples).Measure(std::move(theta));
+  HFOPT_ASSIGN_OR_RETURN(const Vector<Scalar> theta, cli::ReadParameters<Scalar>(file));
+  return Systems<Scalar>(*model, damping, examples, max_iterations).Measure(theta);
 }
 
 }  // namespace
@@ -100,16 +168,18 @@ int main(int argc, char** argv) {
   std::string file, scalar = "float32";
   double damping = 0;
   int64_t examples = 0;
+  int max_iterations = 2000;
   hfopt::models::ModelSpec spec;
   app.add_option("PARAMETERS", file)->required();
   app.add_option("LAMBDA", damping)->required();
   app.add_option("CURVATURE_EXAMPLES", examples)->required();
   app.add_option("--element-type", scalar)->check(CLI::IsMember({"float32", "float64"}));
+  app.add_option("--max-iterations", max_iterations, "of each solve that is counted")->capture_default_str();
   hfopt::cli::AddModelFlags(app, spec);
   CLI11_PARSE(app, argc, argv);
   if (spec.data.empty()) spec.data = hfopt::cli::FindData(spec.task, hfopt::cli::ProgramPath());
-  const auto answer = scalar == "float64" ? hfopt::Measure<double>(file, damping, examples, spec)
-                                          : hfopt::Measure<float>(file, damping, examples, spec);
+  const auto measure = scalar == "float64" ? hfopt::Measure<double> : hfopt::Measure<float>;
+  const auto answer = measure(file, damping, examples, max_iterations, spec);
   if (!answer.ok()) {
     std::cerr << "hfopt_preconditioner_bench: " << answer.status() << "\n";
     return 1;

@@ -231,7 +231,7 @@ TEST(HessianFree, LearnsFromGrowingSamples) {
                      .min_curvature_examples = 20,
                      .held_out_fraction = 1,
                      .min_held_out_examples = 60};
-  for (const SampleGrowth growth : {SampleGrowth::kGeometric, SampleGrowth::kVariance}) {
+  for (const SampleGrowth growth : {SampleGrowth::kGeometric, SampleGrowth::kVariance, SampleGrowth::kDamping}) {
     growing.samples.growth = growth;
     OptimizerState<double> state = Start(objective, growing);
     EXPECT_EQ(state.next_gradient_size, 30);

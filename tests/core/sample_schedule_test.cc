@@ -15,25 +15,26 @@ TEST(SampleSchedule, GradientSamplesGrowGeometricallyToAllData) {
   int64_t size = FirstGradientSize(kLayout, options);
   EXPECT_EQ(size, 3000);
   for (int k = 1; k <= 40; ++k) {
-    size = NextGradientSize(kLayout, options, k, size, 1, 0);
+    size = NextGradientSize(kLayout, options, {.iteration = k, .size = size});
     const double ideal = std::min(1e5, 3000 * std::pow(1.2, k));
     EXPECT_GE(size, ideal * (1 - 1e-12));
     EXPECT_LE(size, ideal + 1);
   }
   EXPECT_EQ(size, 100'000);
-  EXPECT_EQ(NextGradientSize(kLayout, options, 1'000'000'000, size, 1, 0), 100'000) << "no overflow";
+  EXPECT_EQ(NextGradientSize(kLayout, options, {.iteration = 1'000'000'000, .size = size}), 100'000) << "no overflow";
 }
 
 TEST(SampleSchedule, GeometricGrowthDependsOnTheIterationAlone) {
   const SampleOptions options{.initial_gradient_examples = 100, .growth_factor = 1.5};
-  EXPECT_EQ(NextGradientSize(kLayout, options, 7, 1, 1, 5), NextGradientSize(kLayout, options, 7, 99'999, 3, 0));
+  EXPECT_EQ(NextGradientSize(kLayout, options, {.iteration = 7, .size = 1, .gradient_norm = 1, .gradient_noise = 5}),
+            NextGradientSize(kLayout, options, {.iteration = 7, .size = 99'999, .gradient_norm = 3, .damping_share = 1}));
 }
 
 TEST(SampleSchedule, ZeroMeansAllDataFromTheBeginning) {
-  for (const SampleGrowth growth : {SampleGrowth::kGeometric, SampleGrowth::kVariance}) {
+  for (const SampleGrowth growth : {SampleGrowth::kGeometric, SampleGrowth::kVariance, SampleGrowth::kDamping}) {
     const SampleOptions options{.growth = growth};
     EXPECT_EQ(FirstGradientSize(kLayout, options), 100'000);
-    EXPECT_EQ(NextGradientSize(kLayout, options, 1, 100'000, 1, 0), 100'000);
+    EXPECT_EQ(NextGradientSize(kLayout, options, {.iteration = 1, .size = 100'000, .gradient_norm = 1}), 100'000);
   }
 }
 
@@ -50,14 +51,14 @@ TEST(SampleSchedule, NoSampleIsLargerThanTheData) {
 TEST(SampleSchedule, VarianceRuleKeepsTheSizeWhileTheNoiseIsSmall) {
   const SampleOptions options{
       .growth = SampleGrowth::kVariance, .initial_gradient_examples = 1000, .variance_tolerance = 0.5};
-  EXPECT_EQ(NextGradientSize(kLayout, options, 3, 1700, /*gradient_norm=*/2, /*gradient_noise=*/1), 1700);
+  EXPECT_EQ(NextGradientSize(kLayout, options, {.iteration = 3, .size = 1700, .gradient_norm = 2, .gradient_noise = 1}), 1700);
 }
 
 TEST(SampleSchedule, VarianceRuleGrowsToTheSizeAtWhichTheNoiseIsAllowed) {
   const SampleOptions options{
       .growth = SampleGrowth::kVariance, .initial_gradient_examples = 1000, .variance_tolerance = 0.5};
   const double norm = 2, noise = 3;
-  const int64_t size = NextGradientSize(kLayout, options, 3, 1700, norm, noise);
+  const int64_t size = NextGradientSize(kLayout, options, {.iteration = 3, .size = 1700, .gradient_norm = norm, .gradient_noise = noise});
   // The noise of a mean falls with the square root of its size: at the new size it is just what is allowed.
   EXPECT_LE(noise * std::sqrt(1700.0 / static_cast<double>(size)), 0.5 * norm);
   EXPECT_GT(noise * std::sqrt(1700.0 / static_cast<double>(size - 1)), 0.5 * norm);
@@ -65,9 +66,26 @@ TEST(SampleSchedule, VarianceRuleGrowsToTheSizeAtWhichTheNoiseIsAllowed) {
 
 TEST(SampleSchedule, VarianceRuleTakesAllDataWhenTheGradientVanishes) {
   const SampleOptions options{.growth = SampleGrowth::kVariance, .initial_gradient_examples = 1000};
-  EXPECT_EQ(NextGradientSize(kLayout, options, 3, 1700, 0, 1), 100'000);
-  EXPECT_EQ(NextGradientSize(kLayout, options, 3, 1700, 0, 0), 1700) << "nothing is known";
-  EXPECT_EQ(NextGradientSize(kLayout, options, 3, 1700, 1, std::numeric_limits<double>::quiet_NaN()), 1700);
+  const auto next = [&](double norm, double noise) {
+    return NextGradientSize(kLayout, options, {.iteration = 3, .size = 1700, .gradient_norm = norm, .gradient_noise = noise});
+  };
+  EXPECT_EQ(next(0, 1), 100'000);
+  EXPECT_EQ(next(0, 0), 1700) << "nothing is known";
+  EXPECT_EQ(next(1, std::numeric_limits<double>::quiet_NaN()), 1700);
+}
+
+TEST(SampleSchedule, DampingRuleGrowsBySharesOfTheCurvature) {
+  const SampleOptions options{.growth = SampleGrowth::kDamping, .initial_gradient_examples = 1000, .growth_factor = 1.2};
+  const auto next = [&](int64_t size, double share) {
+    return NextGradientSize(kLayout, options, {.iteration = 9, .size = size, .damping_share = share});
+  };
+  EXPECT_EQ(next(20'000, 0.4), 24'000) << "geometric where damping holds much";
+  EXPECT_EQ(next(20'000, 1), 24'000);
+  EXPECT_EQ(next(20'000, std::numeric_limits<double>::quiet_NaN()), 24'000) << "a solve without a step";
+  EXPECT_EQ(next(20'000, 0.3), 21'266) << "1 + 0.2 (3/4)^4";
+  EXPECT_EQ(next(20'000, 0), 20'400) << "but never less than a tenth of that";
+  EXPECT_EQ(next(99'000, 0.4), 100'000);
+  EXPECT_EQ(next(100'000, 0), 100'000);
 }
 
 TEST(SampleSchedule, CurvatureSampleIsAFractionWithAFloor) {

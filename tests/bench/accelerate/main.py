@@ -105,8 +105,8 @@ class Bench:
         end = next(k for k, loss in enumerate(losses) if loss <= min(losses) + 1e-3 * abs(min(losses)))
         damping = statistics.median([i["damping"] for i in done.iterations()[:end + 1] if i["accepted"]][-20:])
         command = [*self.one_core, str(self.build / "tests" / "bench" / "hfopt_preconditioner_bench"), str(done.parameters),
-                   str(damping), done.iterations()[-1]["curvature_examples"], "--element-type", self.task.element_type, *self.task.model,
-                   "--data-seed", str(self.seeds[0])]
+                   str(damping), done.iterations()[-1]["curvature_examples"], "--element-type", self.task.element_type, "--max-iterations",
+                   str(2000 if self.task.deterministic else 300), *self.task.model, "--data-seed", str(self.seeds[0])]
         if self.arguments.data:
             command += ["--data", self.arguments.data]
         return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
