@@ -83,8 +83,8 @@ struct DampingOptions {
 enum class SampleGrowth {
   kGeometric,  // |S_k| = min(N, ceil(|S_0| growth_factor^k))
   kVariance,   // |S| grows to noise^2 |S| / (tolerance^2 |g|^2) when that is larger (Byrd, Chin, Nocedal & Wu 2012)
-  // By growth_factor where damping holds two fifths or more of the curvature along d_N, or the step is rejected; by down to a tenth of that where it
-  // holds less (sample_schedule.cc)
+  // |S| grows to |S| (1 + (growth_factor - 1) clamp((share / 0.4)^4, 0.1, 1)), share = lambda |d_N|^2 / d_N'(G + lambda I)d_N; to |S| growth_factor after
+  // a rejected step. For kContinuous damping, whose lambda follows rho (sample_schedule.cc)
   kDamping,
 };
 

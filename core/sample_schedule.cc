@@ -11,15 +11,17 @@ int64_t CeilAtMost(double size, int64_t most) {
   return size < static_cast<double>(most) ? static_cast<int64_t>(std::ceil(size)) : most;
 }
 
-// How much of geometric growth a sample needs, 0 to 1. Damping makes up for what the held-out data do not confirm of the model's promise, and with
-// a sample that is too small that is its noise: damping holds little where a small sample will do. NaN needs all.
-double Need(double damping_share) {
-  // A fraction of AN4 to grow for, where damping holds 0.4 to 0.8 from the first iteration to the last and half as much growth costs a tenth more
-  // passes; auto-encoders to grow slowly for, where it holds 0.2 to 0.45. A square did as well as the fourth power on one auto-encoder in two,
-  // a threshold alone, or a half in place of two fifths, worse. The least growth brings all data in the end.
+// How much of geometric growth a sample needs, a tenth to 1. Damping makes up for what the held-out data do not confirm of the model's promise, and with
+// a sample that is too small that is its noise: damping holds little where a small sample will do. All of it after a step that was rejected, and where
+// the share is none (NaN of a solve without a step, negative of an indefinite product).
+double ShareOfGrowth(const SampleOutcome& last) {
+  // On AN4 damping holds 0.4 to 0.8 from the first iteration to the last, and half the growth costs up to a seventh more passes; on auto-encoders it
+  // holds 0.2 to 0.45, and half the growth saves half the passes. Fourth power and two fifths were the best on both: with a half AN4 is slower, with
+  // the first or second power auto-encoders are, and with a threshold alone their samples may never grow. The least growth brings all data in the end.
   constexpr double kMuch = 0.4, kLeast = 0.1;
-  if (!(damping_share < kMuch)) return 1;
-  return std::max(kLeast, std::pow(damping_share / kMuch, 4));
+  const bool holds_little = last.damping_share >= 0 && last.damping_share < kMuch;
+  if (!last.accepted || !holds_little) return 1;
+  return std::max(kLeast, std::pow(last.damping_share / kMuch, 4));
 }
 
 }  // namespace
@@ -42,7 +44,7 @@ int64_t NextGradientSize(const DataLayout& layout, const SampleOptions& options,
       return ratio > 1 ? CeilAtMost(static_cast<double>(last.size) * ratio * ratio, all) : std::min(last.size, all);
     }
     case SampleGrowth::kDamping:
-      return CeilAtMost(static_cast<double>(last.size) * (1 + (options.growth_factor - 1) * Need(last.damping_share)), all);
+      return CeilAtMost(static_cast<double>(last.size) * (1 + (options.growth_factor - 1) * ShareOfGrowth(last)), all);
   }
   return all;
 }

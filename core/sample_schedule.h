@@ -12,16 +12,17 @@ namespace hfopt {
 
 int64_t FirstGradientSize(const DataLayout& layout, const SampleOptions& options);
 
-// What an iteration tells of its gradient sample.
+// What an iteration tells of its gradient sample. Geometric growth reads the iteration alone, growth by variance size, norm and noise, growth by
+// damping size, share and whether the step was accepted.
 struct SampleOutcome {
   int64_t iteration = 0;  // 1 is the first
   int64_t size = 0;
   double gradient_norm = 0;
   double gradient_noise = 0;  // GradientAnswer::noise
-  double damping_share = 0;   // SolveOutcome::damping_share; 1 where the step was rejected
+  double damping_share = 0;   // SolveOutcome::damping_share
+  bool accepted = true;
 };
 
-// The size for the next iteration. Geometric growth depends on the iteration alone.
 int64_t NextGradientSize(const DataLayout& layout, const SampleOptions& options, const SampleOutcome& last);
 
 int64_t CurvatureSize(const DataLayout& layout, const SampleOptions& options, int64_t gradient_size);

@@ -42,11 +42,12 @@ std::optional<double> IterationsUntil(const Reports& reports, double target) {
   return iterations;
 }
 
-// Seconds for so many more iterations, the next one taking `seconds` times the growth of the gradient sample.
+// Seconds for so many more iterations, the next one taking `seconds` times the recent growth of the gradient sample in an iteration.
 double SecondsOf(double iterations, double seconds, const Reports& reports) {
   const v1::IterationReport& last = reports.back();
-  const double before = reports.size() < 2 ? 0 : reports[reports.size() - 2].gradient_examples();
-  const double growth = before > 0 ? std::max(1.0, last.gradient_examples() / before) : 1;
+  const size_t since = std::min(kRecent, reports.size()) - 1;
+  const double before = reports[reports.size() - 1 - since].gradient_examples();
+  const double growth = since > 0 && before > 0 ? std::max(1.0, std::pow(last.gradient_examples() / before, 1.0 / static_cast<double>(since))) : 1;
   const double most = std::max(1.0, TrainingExamples(last.cost()) / last.gradient_examples());
   double sum = 0, scale = 1;
   while (iterations > 0) {

@@ -180,7 +180,7 @@ absl::Status WorkerPool::CheckHello(const v1::Hello& hello) const {
   HFOPT_RETURN_IF_ERROR(CheckSecondMoment(hello));
   if (options_.sub_batches && !hello.sub_batches()) {
     return refuse("has no sub-batches, by which this run measures the noise of its gradient; use a worker that has them (Hello.sub_batches), or "
-                  "create the run with samples.growth=geometric and conjugate_gradient.noise_factor=0");
+                  "create the run with samples.growth=damping or geometric and conjugate_gradient.noise_factor=0");
   }
   if (const absl::Status fits = options_.check_memory(static_cast<int64_t>(hello.num_parameters())); !fits.ok()) {
     return absl::Status(fits.code(),

@@ -426,8 +426,20 @@ TEST(HessianFree, TargetReachedOnAPartIsCheckedOnAllHeldOutData) {
 
   objective.calls.clear();
   options.stop.target_loss = -1;
-  Advance<double>(objective, Start<double>(objective, options), options, 1);
+  const auto on_part = Advance<double>(objective, Start<double>(objective, options), options, 1);
   for (const Call& call : objective.calls) EXPECT_LT(call.sample.size(), 600) << "not without need";
+
+  // Reached on the part and missed on all: what is compared with the next iteration is the loss on the part.
+  objective.calls.clear();
+  objective.on_losses = [&](absl::Span<const Trial<double>>, std::vector<LossAnswer>& answers) {
+    if (objective.calls.back().sample.size() == 600) answers[0].loss = 101;
+  };
+  options.stop.target_loss = 100;
+  const auto missed = Advance<double>(objective, Start<double>(objective, options), options, 1);
+  EXPECT_EQ(objective.calls.back().sample.size(), 600);
+  EXPECT_EQ(missed.held_out_examples, on_part.held_out_examples);
+  EXPECT_EQ(missed.held_out_loss, on_part.held_out_loss);
+  EXPECT_FALSE(CheckTermination(missed, model.layout(), options.stop).has_value());
 }
 
 TEST(HessianFree, AStepThatReachesTheTargetOnAPartAndOverflowsElsewhereIsRejected) {
@@ -603,6 +615,36 @@ TEST(HessianFree, LimitOfCgGrowsWhereDampingHoldsLittleOfTheCurvature) {
   }
   EXPECT_GT(grown, 3);
   EXPECT_GT(stayed, 3);
+}
+
+TEST(HessianFree, SamplesGrowByWhatDampingHoldsOfTheCurvature) {
+  Random random(3);
+  const Eigen::MatrixXd A = random.Matrix(600, 12);
+  const Eigen::MatrixXd G = A.transpose() * A / 600;
+  LeastSquaresObjective<double> model(12, SameData(600), LinearResiduals(A, random.Vector(600)));
+  ScriptedObjective<double> objective(model);
+  OptimizerOptions options = OptimizerOptions::Accelerated();
+  options.samples.initial_gradient_examples = 200;
+  options.samples.growth_factor = 2;
+  options.samples.min_curvature_examples = 600;  // all data
+  for (const double lambda : {0.01, 0.3, 1., 10.}) {
+    options.damping.initial = lambda;
+    const OptimizerState<double> start = Start<double>(objective, options);
+    objective.on_losses = {};
+    const auto accepted = Iterate<double>(start, objective, options);
+    ASSERT_TRUE(accepted.ok() && accepted->report.accepted) << lambda;
+    const Eigen::VectorXd& d = accepted->state.warm_start;
+    const double damped = lambda * d.squaredNorm();
+    const double share = damped / (damped + d.dot(G * d));
+    EXPECT_EQ(accepted->state.next_gradient_size, std::ceil(200 * (1 + std::clamp(std::pow(share / 0.4, 4), 0.1, 1.0)))) << lambda << ": " << share;
+
+    objective.on_losses = [](absl::Span<const Trial<double>> trials, std::vector<LossAnswer>& answers) {
+      for (size_t i = 0; i < trials.size(); ++i) answers[i].loss += trials[i].direction != nullptr ? 1e3 : 0;
+    };
+    const auto rejected = Iterate<double>(start, objective, options);
+    ASSERT_TRUE(rejected.ok() && !rejected->report.accepted) << lambda;
+    EXPECT_EQ(rejected->state.next_gradient_size, 400) << lambda;
+  }
 }
 
 TEST(HessianFree, ReportsWhatHappened) {

@@ -84,6 +84,11 @@ TEST(SampleSchedule, DampingRuleGrowsBySharesOfTheCurvature) {
   EXPECT_EQ(next(20'000, std::numeric_limits<double>::quiet_NaN()), 24'000) << "a solve without a step";
   EXPECT_EQ(next(20'000, 0.3), 21'266) << "1 + 0.2 (3/4)^4";
   EXPECT_EQ(next(20'000, 0), 20'400) << "but never less than a tenth of that";
+  EXPECT_EQ(next(20'000, -1e-3), 24'000) << "an indefinite product";
+  EXPECT_EQ(next(20'000, -2), 24'000);
+  EXPECT_EQ(next(20'000, std::numeric_limits<double>::infinity()), 24'000);
+  EXPECT_EQ(NextGradientSize(kLayout, options, {.size = 20'000, .damping_share = 0.1, .accepted = false}), 24'000);
+  EXPECT_EQ(next(1, 0), 2) << "small samples grow, too";
   EXPECT_EQ(next(99'000, 0.4), 100'000);
   EXPECT_EQ(next(100'000, 0), 100'000);
 }

@@ -30,11 +30,18 @@ v1::OptimizerOptions SmallAccelerated() {
   v1::OptimizerOptions options;
   options.set_preset(v1::OptimizerOptions::PRESET_ACCELERATED);
   options.mutable_samples()->set_initial_gradient_examples(150);
+  options.mutable_samples()->set_growth(v1::SampleOptions::GROWTH_GEOMETRIC);
   options.mutable_samples()->set_growth_factor(1.5);
   options.mutable_samples()->set_curvature_fraction(0.3);
   options.mutable_samples()->set_min_curvature_examples(40);
   options.mutable_samples()->set_min_held_out_examples(60);
   options.mutable_stop()->set_max_iterations(6);
+  return options;
+}
+
+v1::OptimizerOptions GrowingByDamping() {
+  v1::OptimizerOptions options = SmallAccelerated();
+  options.mutable_samples()->set_growth(v1::SampleOptions::GROWTH_DAMPING);
   return options;
 }
 
@@ -124,6 +131,7 @@ INSTANTIATE_TEST_SUITE_P(Workers, RemoteEqualsLocal,
                          ::testing::Values(Case{"OneWorker", 1, SmallAccelerated()},
                                            Case{"TwoWorkers", 2, SmallAccelerated()},
                                            Case{"ThreeWorkers", 3, SmallAccelerated()},
+                                           Case{"GrowingByDamping", 2, GrowingByDamping()},
                                            Case{"EveryExtra", 2, WithEveryExtra()},
                                            Case{"OneOfTwoInChunks", 2, WithEveryExtra(), 1},
                                            Case{"AllInChunks", 2, WithEveryExtra(), 2},

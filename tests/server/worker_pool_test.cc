@@ -231,7 +231,7 @@ TEST_F(WorkerPoolTest, RefusesWorkersThatLackWhatTheRunNeeds) {
   hello.set_bfloat16(true);
   EXPECT_THAT(refusal(), AllOf(HasSubstr("Hello.second_moment"), HasSubstr("preconditioner.diagonal=none")));
   hello.set_second_moment(true);
-  EXPECT_THAT(refusal(), AllOf(HasSubstr("Hello.sub_batches"), HasSubstr("samples.growth=geometric")));
+  EXPECT_THAT(refusal(), AllOf(HasSubstr("Hello.sub_batches"), HasSubstr("samples.growth=damping or geometric")));
   hello.set_sub_batches(true);
   EXPECT_EQ(pool.Join(hello, MakeLink()), absl::OkStatus());
 }

@@ -54,7 +54,7 @@ class Result:
     """What a training came to."""
     parameters: Array  # those of the lowest held-out loss: 1-D, in the run's element type
     iteration: int  # after which they were
-    held_out_loss: float  # at them, a mean
+    held_out_loss: float  # at them, a mean over the held-out examples that were looked at: all of them once samples have grown to all data
     reason: str  # why it ended: "converged", "held_out_stalled", "target_reached", "interrupted", ...
     detail: str  # the same in words
     history: History  # a report for each iteration

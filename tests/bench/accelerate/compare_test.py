@@ -3,7 +3,7 @@
 import unittest
 
 from compare import median, spread, speedup, target_of
-from training import Point, Training, converged_at
+from training import Point, Training, converged_at, points_of
 
 
 def history(*losses, seconds=1.0, whole=()):
@@ -23,6 +23,20 @@ class ConvergedAt(unittest.TestCase):
 
     def test_rejections_are_no_convergence(self):
         self.assertEqual(converged_at(history(4, 3, 3, 3, 3, 2, 1).points).loss, 1)
+
+
+class PointsOf(unittest.TestCase):
+    def points(self, *held_out_examples):
+        iterations = [{"seconds": {"total": 2.0}, "cost": {"example_passes": 3.0 * k, "exchanges": str(k)}, "held_out_loss": 5.0 - k,
+                       "held_out_examples": str(n), "accepted": True} for k, n in enumerate(held_out_examples, 1)]
+        return points_of({"iterations": iterations, "run": {"model": {"held_out_examples": "100"}}, "evaluation": {"held_out_loss": 3.5}})
+
+    def test_losses_on_a_part_are_not_whole_even_where_all_are(self):
+        self.assertEqual([(p.loss, p.whole) for p in self.points(50, 50)], [(4, False), (3, False), (3.5, True)])
+        self.assertEqual(self.points(50, 50)[-1].seconds, 4)
+
+    def test_a_last_loss_on_all_is_the_end(self):
+        self.assertEqual([(p.loss, p.whole) for p in self.points(50, 100)], [(4, False), (3, True)])
 
 
 class Speedups(unittest.TestCase):

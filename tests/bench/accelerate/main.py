@@ -65,7 +65,7 @@ class Bench:
                     for name, settings in self.task.grid]
         for attempt, _, _ in attempts:
             del self.all[attempt.name, attempt.seed]  # steps on the way, not results
-        _, name, settings = min(attempts, key=lambda a: min(p.loss for p in a[0].points))
+        _, name, settings = min(attempts, key=lambda a: a[0].best().loss)
         self.log(f"tuned: {name}")
         return name, settings
 
@@ -91,13 +91,12 @@ class Bench:
         for name, settings in self.task.ablation:
             done = self.train(f"ablation: {name}", self.task.preset, settings, self.seeds[0], target=target)
             there = done.first_at(target)
-            best = min(p.loss for p in done.points)
             rows.append([name, number(there and there.seconds), number(there and there.passes, 4),
-                         str(there.exchanges) if there else "-", str(done.cg_iterations()), str(done.rejected()), number(best, 5)])
+                         str(there.exchanges) if there else "-", str(done.cg_iterations()), str(done.rejected()), number(done.best().loss, 5)])
         return rows
 
     def measure_systems(self):
-        """CG iterations to relative residuals with and without the L-BFGS preconditioner, where training by ours has got to."""
+        """CG iterations to relative residuals with and without preconditioner, where training by ours has got to."""
         done = self.train("ours to the end", self.task.preset, (), self.seeds[0])
         # lambda moves over decades from one iteration to the next: the middle of the last twenty that took a step, up to where the loss is within a
         # thousandth of the best. Where nothing more is to be had, rejections raise it until a solve is a gradient step.
@@ -143,7 +142,7 @@ def summary_rows(bench):
         share = lambda examples, factor: f"{100 * factor * int(cost[examples]) / (3 * int(cost['gradient_examples']) + int(cost['linearization_examples']) + 4 * int(cost['product_examples']) + int(cost['loss_examples'])):.0f} %"
         rows.append([role + (f" ({t.setting})" if t.setting else ""), str(seed), f"{last.seconds:.1f}", f"{last.passes:.1f}",
                      share("gradient_examples", 3), share("product_examples", 4), share("loss_examples", 1), str(last.exchanges),
-                     str(len(t.points)), str(t.cg_iterations()), str(t.rejected()), number(min(p.loss for p in t.points), 5),
+                     str(len(t.iterations())), str(t.cg_iterations()), str(t.rejected()), number(t.best().loss, 5),
                      number(t.figures.get(bench.task.quality), 4)])
     return rows
 
@@ -234,12 +233,12 @@ def main():
                  *(f"{100 * (k / n - 1):+.0f} %" if k is not None and n else "-" for k, n in zip(ks, none))] for name, ks in counts.items()]
         last["cg_iterations"] = counts
         tables.append({"title": f"CG iterations to a relative residual, late in training by ours (lambda {damping:.3g})",
-                       "columns": ["L-BFGS pairs", *(f"to {r:g}" for r in residuals), *("against none" for _ in residuals)], "rows": rows})
+                       "columns": ["preconditioner", *(f"to {r:g}" for r in residuals), *("against none" for _ in residuals)], "rows": rows})
     if "rivals" in parts:
         others = bench.run_rivals()
         rows = []
         for t in others:
-            best = min(t.points, key=lambda p: p.loss)
+            best = t.best()
             rows.append([t.name + (f" ({t.setting})" if t.setting else ""), number(best.loss, 5), number(best.seconds),
                          number(best.passes, 4), str(best.exchanges), number(t.figures.get(task.quality), 4)])
             last.setdefault("rivals", {})[t.name] = {"loss": best.loss, task.quality: t.figures.get(task.quality)}

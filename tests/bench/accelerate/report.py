@@ -30,7 +30,7 @@ def write_charts(path, title, trainings):
     losses = [p.loss for t in trainings for p in t.points if p.loss < 1e299]
     for panel, (key, label) in zip(panels, (("seconds", "seconds"), ("passes", "example-passes"), ("exchanges", "synchronisations"))):
         for number, training in enumerate(trainings):
-            points = [p for p in training.points if p.whole and p.loss < 1e299]
+            points = [p for p in training.points if p.loss < 1e299]
             panel.plot([getattr(p, key) for p in points], [p.loss for p in points], label=training.name, linewidth=1.6,
                        linestyle="-" if training.summary else "--", color=f"C{number}")
         panel.set_xlabel(label)
@@ -41,7 +41,8 @@ def write_charts(path, title, trainings):
     else:
         # A start that is far off would leave no room for the rest.
         panels[0].set_ylim(min(losses) * 0.98, sorted(losses)[int(0.9 * (len(losses) - 1))] * 1.05)
-    panels[0].set_ylabel("held-out loss")
+    panels[0].set_ylabel("held-out loss (ours: of a part while samples are small)"
+                         if any(not p.whole for t in trainings for p in t.points) else "held-out loss")
     panels[0].legend(frameon=False, fontsize=8)
     figure.suptitle(title)
     figure.savefig(path)

@@ -34,6 +34,10 @@ class Training:
         """The first point whose loss on all held-out data is not above `loss`; None when there is none."""
         return next((p for p in self.points if p.whole and p.loss <= loss), None)
 
+    def best(self):
+        """The point of the lowest loss on all held-out data."""
+        return min((p for p in self.points if p.whole), key=lambda p: p.loss)
+
     def iterations(self):
         return self.summary["iterations"] if self.summary else []
 
@@ -48,12 +52,18 @@ class Training:
 
 
 def points_of(summary):
+    """A point for each iteration. While samples are small their losses are of a part of the held-out data; where the last one's is, another point has
+    what the best parameters came to on all of them."""
     points, seconds = [], 0.0
-    all_held_out = max((int(i["held_out_examples"]) for i in summary["iterations"]), default=0)
+    all_held_out = int(summary["run"]["model"]["held_out_examples"])
     for i in summary["iterations"]:
         seconds += i["seconds"]["total"]
         points.append(Point(seconds, i["cost"]["example_passes"], int(i["cost"]["exchanges"]), float(i["held_out_loss"]),
                             int(i["held_out_examples"]) == all_held_out, i["accepted"]))
+    if points and not points[-1].whole:
+        evaluation = summary["evaluation"]
+        loss = evaluation.get("held_out_loss", evaluation.get("held_out_cross_entropy"))
+        points.append(dataclasses.replace(points[-1], loss=float(loss), whole=True))
     return points
 
 
@@ -110,6 +120,6 @@ class Service:
         training = Training(name, seed, points_of(summary), summary["evaluation"], summary,
                             parameters=self.work / f"{key}.safetensors")
         last = training.points[-1]
-        self.log(f"  {name}, seed {seed}: {len(training.points)} iterations, loss {last.loss:.6g}, {last.passes:.1f} passes, "
+        self.log(f"  {name}, seed {seed}: {len(training.iterations())} iterations, loss {last.loss:.6g}, {last.passes:.1f} passes, "
                  f"{last.seconds:.1f} s, {summary['run']['termination']['reason'].removeprefix('REASON_').lower()}")
         return training

@@ -74,7 +74,8 @@ TEST(TimeLeft, ExtendsTheLearningCurveToTheTarget) {
 // 1000 examples, doubled each time, are all 4000 of the data after two iterations.
 TEST(TimeLeft, ExpectsLongerIterationsWhileSamplesGrow) {
   auto reports = Reports(3);
-  reports[1].set_gradient_examples(500);
+  reports[0].set_gradient_examples(250);
+  reports[1].set_gradient_examples(300);  // growth need not be even
   reports[2].set_gradient_examples(1000);
   reports[2].mutable_cost()->set_gradient_examples(4000);
   reports[2].mutable_cost()->set_example_passes(3);
