@@ -41,7 +41,7 @@ def write_charts(path, title, trainings):
     else:
         # A start that is far off would leave no room for the rest.
         panels[0].set_ylim(min(losses) * 0.98, sorted(losses)[int(0.9 * (len(losses) - 1))] * 1.05)
-    panels[0].set_ylabel("held-out loss (ours: of a part while samples are small)"
+    panels[0].set_ylabel("held-out loss\n(ours: of a part while samples are small)"
                          if any(not p.whole for t in trainings for p in t.points) else "held-out loss")
     panels[0].legend(frameon=False, fontsize=8)
     figure.suptitle(title)
