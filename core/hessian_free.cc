@@ -224,19 +224,19 @@ absl::StatusOr<Iteration<Scalar>> Iterate(const OptimizerState<Scalar>& state, O
   LossAnswer at_new_theta = accepted ? step.answer : backtracking.start;
   s.held_out_examples = held_out.size();
 
-  // A target reached on a part of the held-out data is checked on all of it. Where it is not reached, iterations go on being compared on the part. A
-  // step that overflows there is none.
+  // A target reached on a part of the held-out data is checked on all of it. A step that overflows there is none. Where the target is missed there,
+  // iterations go on being compared on the part.
   if (at_new_theta.loss <= options.stop.target_loss && held_out.size() < layout.held_out_examples) {
     const Trial<Scalar> trial{};
     const Sample all = DrawSample(layout, DataSet::kHeldOut, layout.held_out_examples, 0);
     HFOPT_ASSIGN_OR_RETURN(std::vector<LossAnswer> answers, (objective.Losses(s.theta, {&trial, 1}, all)));
-    if (answers[0].loss <= options.stop.target_loss && std::isfinite(answers[0].loss)) {
-      at_new_theta = answers[0];
-      s.held_out_examples = all.size();
-    } else if (!std::isfinite(answers[0].loss)) {
+    if (!std::isfinite(answers[0].loss)) {
       accepted = false;
       s.theta = theta;
       at_new_theta = backtracking.start;
+    } else if (answers[0].loss <= options.stop.target_loss) {
+      at_new_theta = answers[0];
+      s.held_out_examples = all.size();
     }
   }
 

@@ -96,15 +96,8 @@ class Systems {
     theta += step.last().x;
     HFOPT_ASSIGN_OR_RETURN(const System second, SystemAt(theta, /*cursor=*/curvature_examples_));
     Json rows = {{"damping", damping_}, {"residuals", kResiduals}};
-    HFOPT_RETURN_IF_ERROR(AddRow("none", second, {}, {}, rows));
-    for (size_t i = 0; i < std::size(kMemories); ++i) {
-      HFOPT_RETURN_IF_ERROR(AddRow(absl::StrCat("m=", kMemories[i]), second, {}, plain.pairs(i), rows));
-    }
-    if (!has_diagonal) return rows;
-    HFOPT_RETURN_IF_ERROR(AddRow("diagonal", second, second.diagonal, {}, rows));
-    for (size_t i = 0; i < std::size(kMemories); ++i) {
-      HFOPT_RETURN_IF_ERROR(AddRow(absl::StrCat("m=", kMemories[i], " + diagonal"), second, second.diagonal, with_diagonal.pairs(i), rows));
-    }
+    HFOPT_RETURN_IF_ERROR(AddRows("none", "", second, {}, plain, rows));
+    if (has_diagonal) HFOPT_RETURN_IF_ERROR(AddRows("diagonal", " + diagonal", second, second.diagonal, with_diagonal, rows));
     return rows;
   }
 
@@ -137,6 +130,16 @@ class Systems {
     return MinimizeQuadratic<Scalar>(
         {.G = G, .damping = damping_, .gradient = system.gradient, .start = none, .diagonal = diagonal, .pairs = pairs},
         {.max_iterations = max_iterations, .progress_tolerance = 0, .residual_tolerance = residual}, options);
+  }
+
+  // `diagonal` alone, under the name `alone`, and under the pairs of `first_solve`.
+  absl::Status AddRows(const std::string& alone, const std::string& suffix, const System& system, const Vector<Scalar>& diagonal,
+                       const WatchedProduct<Scalar>& first_solve, Json& rows) {
+    HFOPT_RETURN_IF_ERROR(AddRow(alone, system, diagonal, {}, rows));
+    for (size_t i = 0; i < std::size(kMemories); ++i) {
+      HFOPT_RETURN_IF_ERROR(AddRow(absl::StrCat("m=", kMemories[i], suffix), system, diagonal, first_solve.pairs(i), rows));
+    }
+    return absl::OkStatus();
   }
 
   absl::Status AddRow(const std::string& name, const System& system, const Vector<Scalar>& diagonal, const PairList<Scalar>& pairs, Json& rows) {

@@ -167,7 +167,7 @@ def train(build, name, task, seed, seconds, data, prefix, log):
         return training
 
     settings = grid_of(name, task)
-    best = lambda training: min(p.loss for p in training.points)
+    best = lambda training: training.best().loss
     short = {setting: attempt(setting, seconds / 6) for setting in settings} if len(settings) > 1 else {}
     setting = min(short, key=lambda s: best(short[s]), default=settings[0])
     training = min([attempt(setting, seconds), *short.values()], key=best)
