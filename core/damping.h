@@ -12,9 +12,6 @@ double ReductionRatio(double actual, double predicted);
 // loss; 1 where there is none.
 double FirstDamping(double curvature, const DampingOptions& options);
 
-// lambda for the next solve. NaN in rho counts as the worst outcome. A rejected step raises lambda as rho = 0 would, at least.
-double NextDamping(double lambda, double rho, bool accepted, const DampingOptions& options);
-
 // What keeps d_N short enough for q to be trusted: lambda, and the number of iterations at which CG is cut.
 struct Restraint {
   double damping = 0;
@@ -28,6 +25,9 @@ struct SolveOutcome {
   bool cut = false;           // CG ended at its limit
   double damping_share = 0;  // lambda |d_N|^2 / d_N'(G + lambda I)d_N: what damping has of the curvature along d_N
 };
+
+// lambda for the next solve. NaN in rho counts as the worst outcome. A rejected step raises lambda as rho = 0 would, at least.
+double NextDamping(double lambda, const SolveOutcome& outcome, const DampingOptions& options);
 
 int FirstCgLimit(const ConjugateGradientOptions& options);
 

@@ -55,6 +55,7 @@ struct PreconditionerOptions {
 enum class DampingRule {
   kLevenbergMarquardt,  // lambda * 3/2 if rho < 1/4 or NaN, * 2/3 if rho > 3/4 (Martens 2010, sec. 4.1)
   kContinuous,          // lambda * clamp(10^(target - rho), 1/8, 4)
+  kContinuousByShare,   // kContinuous with target (1 - share), share = lambda |d_N|^2 / d_N'(G + lambda I)d_N (damping.cc: RatioOfBestStep)
   kConstant,
 };
 
@@ -75,7 +76,7 @@ struct DampingOptions {
   double initial = 1;  // 0: half the curvature along the first gradient, g'Gg / (2 |g|^2), within the bounds
   double min = 1e-16;
   double max = 1e10;
-  double target_ratio = 0.5;  // kContinuous only
+  double target_ratio = 0.5;  // kContinuous and kContinuousByShare
   ActualReduction actual_reduction = ActualReduction::kHeldOutAtChosen;
   PredictedReduction predicted_reduction = PredictedReduction::kDamped;
 };
@@ -84,7 +85,7 @@ enum class SampleGrowth {
   kGeometric,  // |S_k| = min(N, ceil(|S_0| growth_factor^k))
   kVariance,   // |S| grows to noise^2 |S| / (tolerance^2 |g|^2) when that is larger (Byrd, Chin, Nocedal & Wu 2012)
   // |S| grows to |S| (1 + (growth_factor - 1) clamp((share / 0.4)^4, 0.1, 1)), share = lambda |d_N|^2 / d_N'(G + lambda I)d_N; to |S| growth_factor after
-  // a rejected step. For kContinuous damping, whose lambda follows rho (sample_schedule.cc)
+  // a rejected step. For continuous damping, whose lambda follows rho (sample_schedule.cc)
   kDamping,
 };
 

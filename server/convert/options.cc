@@ -42,6 +42,7 @@ const auto& TableOf(DampingRule) {
   static constexpr EnumRow<DampingRule, P::Rule> kTable[] = {
       {DampingRule::kLevenbergMarquardt, P::RULE_LEVENBERG_MARQUARDT},
       {DampingRule::kContinuous, P::RULE_CONTINUOUS},
+      {DampingRule::kContinuousByShare, P::RULE_CONTINUOUS_BY_SHARE},
       {DampingRule::kConstant, P::RULE_CONSTANT}};
   return kTable;
 }
