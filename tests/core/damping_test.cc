@@ -117,7 +117,7 @@ TEST(Damping, TargetSetsTheShareOfSolvesThatAreTooLong) {
     for (int i = 0; i < kSolves; ++i) {
       const bool wrong = lambda < 1e-3;
       too_long += wrong ? 1 : 0;
-      lambda = NextDamping(lambda, {.rho = wrong ? -10 : 1, .accepted = true}, options);
+      lambda = NextDamping(lambda, {.rho = wrong ? -10.0 : 1.0, .accepted = true}, options);
     }
     EXPECT_NEAR(too_long / double{kSolves}, share, 0.005) << target;
   }

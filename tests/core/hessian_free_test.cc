@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "Eigen/Dense"
+#include "core/damping.h"
 #include "core/termination.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -617,7 +618,7 @@ TEST(HessianFree, LimitOfCgGrowsWhereDampingHoldsLittleOfTheCurvature) {
   EXPECT_GT(stayed, 3);
 }
 
-TEST(HessianFree, SamplesGrowByWhatDampingHoldsOfTheCurvature) {
+TEST(HessianFree, SamplesAndDampingFollowWhatDampingHoldsOfTheCurvature) {
   Random random(3);
   const Eigen::MatrixXd A = random.Matrix(600, 12);
   const Eigen::MatrixXd G = A.transpose() * A / 600;
@@ -637,6 +638,9 @@ TEST(HessianFree, SamplesGrowByWhatDampingHoldsOfTheCurvature) {
     const double damped = lambda * d.squaredNorm();
     const double share = damped / (damped + d.dot(G * d));
     EXPECT_EQ(accepted->state.next_gradient_size, std::ceil(200 * (1 + std::clamp(std::pow(share / 0.4, 4), 0.1, 1.0)))) << lambda << ": " << share;
+    const double rho = accepted->report.reduction_ratio;
+    EXPECT_NEAR(accepted->state.damping / NextDamping(lambda, {.rho = rho, .accepted = true, .damping_share = share}, options.damping), 1, 1e-9)
+        << lambda << ": " << rho << ", " << share;
 
     objective.on_losses = [](absl::Span<const Trial<double>> trials, std::vector<LossAnswer>& answers) {
       for (size_t i = 0; i < trials.size(); ++i) answers[i].loss += trials[i].direction != nullptr ? 1e3 : 0;

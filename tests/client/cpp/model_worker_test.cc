@@ -395,7 +395,11 @@ TEST_F(ModelWorkerTest, ForgetsWhatLayInSharedMemoryWhenItsSessionBreaks) {
         server.SendVector("theta", theta_);
         server.SendVector("v", direction_);
         server.SendRequest(ProductRequest(2, "theta", "v"));
-        EXPECT_EQ(server.ReadAnswer().vectors.begin()->second, Vector<float>(5050 * direction_));
+        Received<float> product = server.ReadAnswer();
+        // A worker that did not see its first answer leave before the session broke sends it again.
+        if (product.answer.request_id() == 1) product = server.ReadAnswer();
+        EXPECT_EQ(product.answer.request_id(), 2u);
+        EXPECT_EQ(product.vectors.begin()->second, Vector<float>(5050 * direction_));
         EXPECT_EQ(model_.linearize_calls, 2) << "the first looked at memory that was overwritten";
         return server.Finish();
       },

@@ -158,7 +158,7 @@ TEST(OptionsConversion, RefusesWithFieldValueAndRange) {
        "optimizer.stop.max_products is 9223372036854775808; allowed: up to 9223372036854775807"},
       {[](auto& o) { o.mutable_damping()->set_initial(std::nan("")); }, "optimizer.damping.initial is nan; allowed: "},
       {[](auto& o) { o.mutable_damping()->set_rule(static_cast<v1::DampingOptions::Rule>(9)); },
-       "optimizer.damping.rule is 9; allowed: RULE_LEVENBERG_MARQUARDT, RULE_CONTINUOUS, RULE_CONTINUOUS_BY_SHARE, RULE_CONSTANT"},
+       "optimizer.damping.rule is 9; allowed: RULE_LEVENBERG_MARQUARDT, RULE_CONTINUOUS, RULE_CONSTANT, RULE_CONTINUOUS_BY_SHARE"},
       {[](auto& o) { o.mutable_preconditioner()->set_diagonal(static_cast<v1::PreconditionerOptions::Diagonal>(-1)); },
        "optimizer.preconditioner.diagonal is -1; allowed: DIAGONAL_NONE, DIAGONAL_SQUARED_GRADIENTS, DIAGONAL_SQUARED_GRADIENTS_IF_OFFERED"},
       {[](auto& o) { o.set_preset(static_cast<Preset>(4)); }, "optimizer.preset is 4; allowed: PRESET_ACCELERATED, "},
