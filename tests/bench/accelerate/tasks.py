@@ -77,6 +77,8 @@ LEARNING_ABLATION = (
      tuple(options(samples__initial_gradient_examples=0, samples__held_out_fraction=0, samples__curvature_fraction=0.01))),
     ("geometric samples", tuple(options(samples__growth="geometric"))),
     ("variance-driven samples", tuple(options(samples__growth="variance"))),
+    ("continuous damping, one target",
+     tuple(options(damping__rule="continuous", damping__target_ratio=0.5, damping__actual_reduction="held_out_at_last"))),
     ("Levenberg-Marquardt damping", tuple(options(damping__rule="levenberg_marquardt"))),
     ("CG cut at 15", tuple(options(conjugate_gradient__max_iterations=15))),
     ("CG by Martens' rule, cap 250",
