@@ -36,9 +36,10 @@ OptimizerOptions OptimizerOptions::Accelerated() {
   options.preconditioner.diagonal = DiagonalMode::kSquaredGradientsIfOffered;
   // With kContinuous, which aims at 0.5 at d_N whatever damping has of the curvature, the held-out loss of half of AN4 was 0.951, 0.940 and 0.960 after 100
   // example-passes (seeds 1, 2, 3), and is 0.922, 0.937 and 0.920; that of a quarter 1.078, 1.087 and 1.109 after 92, and 1.049, 1.054 and 1.038; that of all
-  // of it 0.977 and 0.975 after 33, and 0.918 and 0.906. Auto-encoders are where they were: 73.9 and 75.1 in place of 75.0 and 76.0 on CURVES after 130,
-  // 69.5 and 70.0 in place of 68.4 and 70.8 on one of MNIST after 71. With a target of 0.5 more steps are rejected (9 of 35 on a quarter, seed 3, which came
-  // to 1.123); with 0.5 and rho taken at d_N a quarter was at 1.068, 1.065 and 1.063, the others as here.
+  // of it 0.977 and 0.975 after 33, and 0.918 and 0.906; with triphones (440-512-512-512-512, a quarter, seed 1) 2.308 after 51, and 2.207. Auto-encoders
+  // are where they were: 73.9 and 75.1 in place of 75.0 and 76.0 on CURVES after 130, 69.5 and 70.0 in place of 68.4 and 70.8 on one of MNIST after 71.
+  // With a target of 0.5 more steps are rejected (9 of 35 on a quarter, seed 3, which came to 1.123); with 0.5 and rho taken at d_N a quarter was at 1.068,
+  // 1.065 and 1.063, the others as here.
   options.damping.rule = DampingRule::kContinuousByShare;
   options.damping.target_ratio = 0.6;
   // That is 0.95 on AN4, where 1 had been tuned, and 42 on an auto-encoder of MNIST (Martens: 45). A deep auto-encoder (CURVES, 5,000 cases, 784-100-80-60-50-25-6 and back, seeds 1 and 2) leaves its plateau, at a loss of 115,
