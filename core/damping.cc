@@ -9,8 +9,8 @@ namespace {
 
 // Where the gradient has the component s, of which its sample shows s + e, E e = 0, E e^2 = n^2, along a direction of curvature h, the step
 // -(s + e) / (h + lambda) is expected to lower the loss by s^2 / (h + lambda) - h (s^2 + n^2) / (2 (h + lambda)^2): most at lambda = h n^2 / s^2. There
-// rho = s^2 / (s^2 + n^2), and damping has the share n^2 / (s^2 + n^2) = 1 - rho of the curvature. A share that is none counts as 0 (NaN of a solve
-// without a step, negative of an indefinite product).
+// rho = s^2 / (s^2 + n^2), and damping has the share n^2 / (s^2 + n^2) = 1 - rho of the curvature. That is of the damped prediction, at d_N.
+// A share that is none counts as 0 (NaN of a solve without a step, negative of an indefinite product), one above 1 as 1.
 double RatioOfBestStep(double share) { return share > 0 ? 1 - std::min(share, 1.0) : 1; }
 
 // 10^(target - rho).

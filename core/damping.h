@@ -26,7 +26,8 @@ struct SolveOutcome {
   double damping_share = 0;  // lambda |d_N|^2 / d_N'(G + lambda I)d_N: what damping has of the curvature along d_N
 };
 
-// lambda for the next solve. NaN in rho counts as the worst outcome. A rejected step raises lambda as rho = 0 would, at least.
+// lambda for the next solve. NaN in rho counts as the worst outcome. A rejected step raises lambda as rho = 0 would, at least: with
+// kContinuousByShare that is little where the share is near 1.
 double NextDamping(double lambda, const SolveOutcome& outcome, const DampingOptions& options);
 
 int FirstCgLimit(const ConjugateGradientOptions& options);

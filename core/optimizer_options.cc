@@ -39,14 +39,14 @@ OptimizerOptions OptimizerOptions::Accelerated() {
   // of it 0.977 and 0.975 after 33, and 0.918 and 0.906; with triphones (440-512-512-512-512, a quarter, seed 1) 2.308 after 51, and 2.207. Auto-encoders
   // are where they were: 73.9 and 75.1 in place of 75.0 and 76.0 on CURVES after 130, 69.5 and 70.0 in place of 68.4 and 70.8 on one of MNIST after 71.
   // With a target of 0.5 more steps are rejected (9 of 35 on a quarter, seed 3, which came to 1.123); with 0.5 and rho taken at d_N a quarter was at 1.068,
-  // 1.065 and 1.063, the others as here.
+  // 1.065 and 1.063, all other data as with 0.6.
   options.damping.rule = DampingRule::kContinuousByShare;
   options.damping.target_ratio = 0.6;
   // That is 0.95 on AN4, where 1 had been tuned, and 42 on an auto-encoder of MNIST (Martens: 45). A deep auto-encoder (CURVES, 5,000 cases, 784-100-80-60-50-25-6 and back, seeds 1 and 2) leaves its plateau, at a loss of 115,
   // after 16 iterations; with 1, whose first steps lead deeper into it, after 40 and 72.
   options.damping.initial = 0;
   // The first iterations cost little and need little. With 1,000 and 500 examples the held-out loss of CURVES, 784-100-25-6 and back, was 82.1 and 86.0
-  // (seeds 1 and 2) after 66 example-passes, and 77.1 and 79.4 after 130; with 3,000 and 1,000, which the figures above had, 91.4 and 91.3, and 81.9 and
+  // (seeds 1 and 2) after 66 example-passes, and 77.1 and 79.4 after 130; with 3,000 and 1,000, which the figures of the diagonal had, 91.4 and 91.3, and 81.9 and
   // 84.4. On a quarter of AN4 1.120 and 1.115, and 1.061 and 1.068, in place of 1.157 and 1.127, and 1.082 and 1.076; on all of it no difference. With
   // half as many (500 and 250) AN4 was no better.
   // They grow where damping says that they are too small: with geometric growth throughout that auto-encoder of CURVES was at 77.5 and 79.4 after 130

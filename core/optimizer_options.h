@@ -55,7 +55,7 @@ struct PreconditionerOptions {
 enum class DampingRule {
   kLevenbergMarquardt,  // lambda * 3/2 if rho < 1/4 or NaN, * 2/3 if rho > 3/4 (Martens 2010, sec. 4.1)
   kContinuous,          // lambda * clamp(10^(target - rho), 1/8, 4)
-  kContinuousByShare,   // kContinuous with target (1 - share), share = lambda |d_N|^2 / d_N'(G + lambda I)d_N (damping.cc: RatioOfBestStep)
+  kContinuousByShare,   // kContinuous with target_ratio * (1 - share), share = lambda |d_N|^2 / d_N'(G + lambda I)d_N (damping.cc: RatioOfBestStep)
   kConstant,
 };
 
