@@ -13,7 +13,7 @@ namespace {
 // A share that is none counts as 0 (NaN of a solve without a step, negative of an indefinite product), one above 1 as 1.
 double RatioOfBestStep(double share) { return share > 0 ? 1 - std::min(share, 1.0) : 1; }
 
-// 10^(target - rho).
+// 10^(target - rho), within bounds; NaN counts as the worst rho.
 double Continuous(double target, double rho) {
   // Picked on a speech task; they held on an auto-encoder and on physics-informed networks.
   constexpr double kLargestDecrease = 1.0 / 8, kLargestIncrease = 4;

@@ -46,8 +46,8 @@ OptimizerOptions OptimizerOptions::Accelerated() {
   // after 16 iterations; with 1, whose first steps lead deeper into it, after 40 and 72.
   options.damping.initial = 0;
   // The first iterations cost little and need little. With 1,000 and 500 examples the held-out loss of CURVES, 784-100-25-6 and back, was 82.1 and 86.0
-  // (seeds 1 and 2) after 66 example-passes, and 77.1 and 79.4 after 130; with 3,000 and 1,000, which the figures of the diagonal had, 91.4 and 91.3, and 81.9 and
-  // 84.4. On a quarter of AN4 1.120 and 1.115, and 1.061 and 1.068, in place of 1.157 and 1.127, and 1.082 and 1.076; on all of it no difference. With
+  // (seeds 1 and 2) after 66 example-passes, and 77.1 and 79.4 after 130; with 3,000 and 1,000, which the figures of the diagonal had, 91.4 and 91.3,
+  // and 81.9 and 84.4. On a quarter of AN4 1.120 and 1.115, and 1.061 and 1.068, in place of 1.157 and 1.127, and 1.082 and 1.076; on all of it no difference. With
   // half as many (500 and 250) AN4 was no better.
   // They grow where damping says that they are too small: with geometric growth throughout that auto-encoder of CURVES was at 77.5 and 79.4 after 130
   // example-passes, and is at 75.0 and 75.5; one of MNIST (784-250-100-30 and back) at 85.3 and 84.5 after 60, and 72.3 and 71.3. On AN4 no difference.

@@ -72,9 +72,9 @@ TEST(Damping, ContinuousByShareAimsLowerTheMoreDampingHas) {
               {0.5, 0.6, std::pow(10, -0.3)},
               {1, 0, 1},
               {1, 0.25, std::pow(10, -0.25)},
-              {7, 0, 1},                        // an indefinite product
-              {-1, 0.6, 1},                     // likewise
-              {kNaN, 0.6, 1},                   // no step
+              {7, 0, 1},       // G indefinite, d'Gd < 0: counts as 1
+              {-1, 0.6, 1},    // d'Gd below -lambda |d|^2: counts as 0
+              {kNaN, 0.6, 1},  // no step: likewise
               {0.5, kNaN, 4},
               {0.5, -10, 4},
               {0.5, 10, 1. / 8}};
@@ -179,7 +179,9 @@ TEST(Damping, RejectedStepNeverLowersLambda) {
   for (const DampingRule rule :
        {DampingRule::kLevenbergMarquardt, DampingRule::kContinuous, DampingRule::kContinuousByShare, DampingRule::kConstant}) {
     for (const double rho : {kNaN, -kInfinity, -1.0, 0.0, 0.3, 0.6, 0.9, 5.0, kInfinity}) {
-      EXPECT_GE(NextDamping(0.7, {.rho = rho, .accepted = false}, {.rule = rule}), 0.7) << rho;
+      for (const double share : {0.0, 0.5, 1.0, 7.0, -1.0, kNaN}) {
+        EXPECT_GE(NextDamping(0.7, {.rho = rho, .accepted = false, .damping_share = share}, {.rule = rule}), 0.7) << rho << ", " << share;
+      }
     }
   }
 }
@@ -191,7 +193,7 @@ TEST(Damping, ConstantIsConstant) {
 }
 
 TEST(Damping, StaysWithinItsBoundsThroughAThousandIterations) {
-  for (const DampingRule rule : {DampingRule::kLevenbergMarquardt, DampingRule::kContinuous}) {
+  for (const DampingRule rule : {DampingRule::kLevenbergMarquardt, DampingRule::kContinuous, DampingRule::kContinuousByShare}) {
     const DampingOptions options{.rule = rule, .min = 1e-3, .max = 1e4};
     double up = 1, down = 1;
     for (int i = 0; i < 1000; ++i) {

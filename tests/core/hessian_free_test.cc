@@ -648,6 +648,7 @@ TEST(HessianFree, SamplesAndDampingFollowWhatDampingHoldsOfTheCurvature) {
     const auto rejected = Iterate<double>(start, objective, options);
     ASSERT_TRUE(rejected.ok() && !rejected->report.accepted) << lambda;
     EXPECT_EQ(rejected->state.next_gradient_size, 400) << lambda;
+    EXPECT_EQ(rejected->state.damping, 4 * lambda) << "the loss rose by far more than was promised";
   }
 }
 
@@ -685,10 +686,10 @@ void SpoilEveryTrial(ScriptedObjective<double>& objective, double loss = kNaN) {
 
 TEST(HessianFree, NanAtEveryTrialRejectsRaisesLambdaAndForgetsTheWarmStart) {
   LeastSquaresObjective<double> model = CurvedProblem();
-  for (const DampingRule rule : {DampingRule::kLevenbergMarquardt, DampingRule::kContinuous}) {
+  for (const DampingRule rule : {DampingRule::kLevenbergMarquardt, DampingRule::kContinuous, DampingRule::kContinuousByShare}) {
     OptimizerOptions options = WithAllCurvature(OptimizerOptions::Published());
     options.damping.rule = rule;
-    options.line_search.rescue_tries = rule == DampingRule::kContinuous ? 6 : 0;
+    options.line_search.rescue_tries = rule == DampingRule::kLevenbergMarquardt ? 0 : 6;
     const OptimizerState<double> state = Advance(model, Start(model, options), options, 1);
     ASSERT_GT(state.warm_start.size(), 0);
     ScriptedObjective<double> objective(model);
@@ -698,7 +699,7 @@ TEST(HessianFree, NanAtEveryTrialRejectsRaisesLambdaAndForgetsTheWarmStart) {
     EXPECT_EQ(next->report.step_length, 0);
     EXPECT_EQ(next->report.chosen_iterate, 0);
     EXPECT_EQ(next->state.theta, state.theta);
-    EXPECT_EQ(next->state.damping, state.damping * (rule == DampingRule::kContinuous ? 4 : 1.5));
+    EXPECT_EQ(next->state.damping, state.damping * (rule == DampingRule::kLevenbergMarquardt ? 1.5 : 4));
     EXPECT_EQ(next->state.warm_start.size(), 0);
     EXPECT_EQ(next->state.held_out_loss, state.held_out_loss);
     EXPECT_EQ(next->state.consecutive_rejections, 1);
