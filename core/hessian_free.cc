@@ -224,9 +224,9 @@ absl::StatusOr<Iteration<Scalar>> Iterate(const OptimizerState<Scalar>& state, O
   LossAnswer at_new_theta = accepted ? step.answer : backtracking.start;
   s.held_out_examples = held_out.size();
 
-  // A target reached on a part of the held-out data is checked on all of it, once for a theta and a part. A step that overflows there is none. Where
-  // the target is missed there, iterations go on being compared on the part.
-  if ((accepted || !start_is_known) && at_new_theta.loss <= options.stop.target_loss && held_out.size() < layout.held_out_examples) {
+  // A target reached on a part of the held-out data is checked on all of it. A step that overflows there is none. Where the target is missed there,
+  // iterations go on being compared on the part.
+  if (at_new_theta.loss <= options.stop.target_loss && held_out.size() < layout.held_out_examples) {
     const Trial<Scalar> trial{};
     const Sample all = DrawSample(layout, DataSet::kHeldOut, layout.held_out_examples, 0);
     HFOPT_ASSIGN_OR_RETURN(std::vector<LossAnswer> answers, (objective.Losses(s.theta, {&trial, 1}, all)));
