@@ -100,9 +100,8 @@ class Bench:
         done = self.train("ours to the end", self.task.preset, (), self.seeds[0])
         # lambda moves over decades from one iteration to the next: the middle of the last twenty that took a step, up to where the loss is within a
         # thousandth of the best. Where nothing more is to be had, rejections raise it until a solve is a gradient step.
-        most = max(int(i["held_out_examples"]) for i in done.iterations())  # losses on a smaller part are others
-        losses = [float(i["held_out_loss"]) if int(i["held_out_examples"]) == most else math.inf for i in done.iterations()]
-        end = next(k for k, loss in enumerate(losses) if loss <= min(losses) + 1e-3 * abs(min(losses)))
+        best = done.best().loss
+        end = done.points.index(done.first_at(best + 1e-3 * abs(best)))
         damping = statistics.median([i["damping"] for i in done.iterations()[:end + 1] if i["accepted"]][-20:])
         command = [*self.one_core, str(self.build / "tests" / "bench" / "hfopt_preconditioner_bench"), str(done.parameters),
                    str(damping), done.iterations()[-1]["curvature_examples"], "--element-type", self.task.element_type, "--max-iterations",
